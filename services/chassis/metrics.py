@@ -1,0 +1,73 @@
+"""Prometheus metrics of a server and the port they are read from."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import grpc
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a call ended; a call that neither answers nor refuses was cancelled by its caller."""
+
+    code: grpc.StatusCode
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        self.code = code
+
+
+class CallMetrics:
+    """Calls by method and code, and their latency, under the names that gRPC dashboards expect."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._started = Counter("grpc_server_started_total", "Calls begun.", ["grpc_service", "grpc_method"], registry=registry)
+        self._handled = Counter(
+            "grpc_server_handled_total", "Calls ended, by status code.", ["grpc_service", "grpc_method", "grpc_code"], registry=registry
+        )
+        self._seconds = Histogram(
+            "grpc_server_handling_seconds",
+            "Time from the call's start to its end.",
+            ["grpc_service", "grpc_method"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self._running = Gauge("grpc_server_in_flight", "Calls begun and not ended.", registry=registry)
+
+    @contextmanager
+    def call(self, method: str) -> Iterator[Outcome]:
+        """Times one call; `method` is `/package.Service/Method`."""
+        service, _, name = method.lstrip("/").partition("/")
+        self._started.labels(service, name).inc()
+        self._running.inc()
+        outcome = Outcome(grpc.StatusCode.OK)
+        begun = time.monotonic()
+        try:
+            yield outcome
+        except BaseException:
+            if outcome.code is grpc.StatusCode.OK:
+                outcome.set_code(grpc.StatusCode.CANCELLED)
+            raise
+        finally:
+            self._running.dec()
+            self._seconds.labels(service, name).observe(time.monotonic() - begun)
+            self._handled.labels(service, name, outcome.code.name).inc()
+
+
+@contextmanager
+def metrics_port(registry: CollectorRegistry, host: str, port: int | None) -> Iterator[int | None]:
+    """Serves `registry` over HTTP until the end of the block; yields the bound port, or None when switched off."""
+    if port is None:
+        yield None
+        return
+    server, thread = start_http_server(port, addr=host, registry=registry)
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

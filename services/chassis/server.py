@@ -1,0 +1,116 @@
+"""A gRPC server with health, reflection, limits and an orderly stop."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+
+from services.chassis import logs
+from services.chassis.errors import ErrorTable
+from services.chassis.interceptor import Interceptor
+from services.chassis.metrics import CallMetrics, metrics_port
+from services.chassis.settings import ServerSettings
+
+log = structlog.get_logger("hone.server")
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Server:
+    """One process's server. Add servicers to `grpc`, enter `running`, then tell readiness with `set_ready`.
+
+    Health: "" says that the process lives; a service's full name says that it can do its work now.
+    """
+
+    def __init__(self, settings: ServerSettings, errors: ErrorTable) -> None:
+        self._settings = settings
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.grpc = grpc.aio.server(
+            interceptors=[Interceptor(errors, CallMetrics(self.registry), settings.default_deadline_s)],
+            options=_options(settings),
+            maximum_concurrent_rpcs=settings.max_concurrent_calls,
+        )
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        self.port = 0
+
+    async def set_ready(self, service: str, ready: bool) -> None:
+        """Tells health watchers whether `service` (its full name) can do its work."""
+        await self._health.set(service, SERVING if ready else NOT_SERVING)
+
+    @asynccontextmanager
+    async def running(self, services: Sequence[str]) -> AsyncIterator[None]:
+        """Listens for the length of the block; `services` start NOT_SERVING.
+
+        At the end health turns first, then no call is taken any more and the running ones get the grace period.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        for name in services:
+            await self.set_ready(name, False)
+        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc)
+        self._bind()
+        with metrics_port(self.registry, self._settings.metrics_host, self._settings.metrics_port) as metrics:
+            await self.grpc.start()
+            await self.set_ready("", True)
+            log.info("listening", services=list(services), port=self.port, metrics_port=metrics)
+            try:
+                yield
+            finally:
+                await self._stop(services)
+
+    def _bind(self) -> None:
+        try:
+            self.port = self.grpc.add_insecure_port(self._settings.address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {self._settings.address}: {error}") from error
+        if not self._settings.is_loopback:
+            log.warning("listening beyond this machine without credentials", address=self._settings.address)
+
+    async def _stop(self, services: Sequence[str]) -> None:
+        for name in (*services, ""):
+            await self.set_ready(name, False)
+        log.info("stopping", grace_s=self._settings.grace_s)
+        await self.grpc.stop(self._settings.grace_s)
+
+
+def _options(settings: ServerSettings) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.so_reuseport", 0),  # on by default: a second server would silently share the port
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.enable_channelz", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+async def until_signalled() -> None:
+    """Returns at SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await stop.wait()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def run(main: Coroutine[Any, Any, None], settings: ServerSettings) -> None:
+    """Runs a service's main coroutine to its end."""
+    logs.configure(settings.log_level)
+    asyncio.run(main)

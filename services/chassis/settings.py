@@ -1,0 +1,65 @@
+"""Settings from the environment: one class per service, every fault named at once, before anything starts."""
+
+import os
+import sys
+from ipaddress import ip_address
+from typing import Self, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ServerSettings(BaseSettings):
+    """What every server needs. Each service's class adds its own and sets its prefix."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback lets others in, without credentials.")
+    port: int = Field(0, ge=0, le=65535, description="gRPC port; 0 takes a free one and prints it.")
+    metrics_host: str = Field("127.0.0.1", description="Address of the Prometheus port.")
+    metrics_port: int | None = Field(None, ge=0, le=65535, description="Prometheus port; unset serves no metrics.")
+    grace_s: float = Field(
+        20, gt=0, description="How long running calls may go on after SIGTERM; longer loses fewer."
+    )
+    max_message_bytes: int = Field(64 << 20, ge=1 << 16, description="Largest message in or out; larger ones cost memory per call.")
+    max_metadata_bytes: int = Field(16 << 10, ge=1 << 10, description="Largest metadata of a call.")
+    max_concurrent_calls: int = Field(2048, ge=1, description="Calls at once, probes included; above it RESOURCE_EXHAUSTED.")
+    default_deadline_s: float = Field(
+        60, gt=0, description="Deadline of a call that brings none; without one a lost caller holds its slot."
+    )
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe line that is logged.")
+
+    @model_validator(mode="after")
+    def _no_unknown_variables(self) -> Self:
+        prefix = self.model_config.get("env_prefix", "").upper()
+        known = {f"{prefix}{name}".upper() for name in type(self).model_fields}
+        unknown = sorted(name for name in os.environ if prefix and name.upper().startswith(prefix) and name.upper() not in known)
+        if unknown:
+            raise ValueError(f"unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        return self
+
+    @property
+    def address(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+S = TypeVar("S", bound=ServerSettings)
+
+
+def load(cls: type[S]) -> S:
+    """Reads the settings or ends the process with status 2, every fault on a line of its own."""
+    try:
+        return cls()
+    except ValidationError as error:
+        prefix = cls.model_config.get("env_prefix", "").upper()
+        for fault in error.errors():
+            name = prefix + "_".join(str(part).upper() for part in fault["loc"]) if fault["loc"] else "settings"
+            print(f"{name}: {fault['msg']}", file=sys.stderr)
+        raise SystemExit(2) from None
