@@ -1,0 +1,1 @@
+"""Hone's client."""

@@ -1,0 +1,1 @@
+"""The cache service: bytes under keys, with a time to live and a limit in bytes."""

@@ -1,0 +1,153 @@
+"""The SQLite database of a disk store, through diskcache: opening it, telling damage from a full disk, and starting afresh."""
+
+import shutil
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diskcache
+import structlog
+from diskcache.core import MODE_RAW
+
+log = structlog.get_logger("hone.cache")
+
+DAMAGED_FOLDER = "damaged"
+ENTRIES_FOLDER = "entries"
+
+# What the machine is to blame for. Every other error of SQLite says that the file is not what we wrote: our statements are fixed.
+ENVIRONMENT = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOLFS,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_TOOBIG,
+    }
+)
+
+
+class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache publishes no types
+    """Bytes in, bytes out, inside the row.
+
+    diskcache would unpickle whatever a row says is pickled, read the file it names, and on removal delete that file: none of these
+    happens here. Values in files of their own were rejected: row and value could then part at a crash or a full disk.
+    """
+
+    UNREADABLE = object()  # what `fetch` answers for a row that we did not write
+
+    def put(self, key: object) -> tuple[memoryview, bool]:
+        return memoryview(_bytes(key)), True
+
+    def get(self, key: object, raw: bool) -> bytes:
+        if not raw:
+            raise TypeError("a pickled key")
+        return _bytes(key)
+
+    def store(self, value: object, read: bool, key: object = None) -> tuple[int, int, None, memoryview]:
+        return 0, MODE_RAW, None, memoryview(_bytes(value))
+
+    def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> object:
+        return value if mode == MODE_RAW and isinstance(value, bytes) else self.UNREADABLE
+
+    def remove(self, file_path: str) -> None:
+        """No row of ours names a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """Two handles on one database, both of the thread that opened them.
+
+    `reader` looks up without writing: a lookup that notes its recency costs four times one that does not, and fails on a full disk.
+    """
+
+    reader: Any
+    writer: Any
+
+    def close(self) -> None:
+        self.reader.close()
+        self.writer.close()
+
+
+def open_database(folder: Path, policy: str, max_bytes: int) -> Database:
+    """Opens the database in `folder`, after moving aside one that is damaged.
+
+    Raises:
+        OSError: the folder or the disk does not let us.
+    """
+    try:
+        return _open(folder, policy, max_bytes)
+    except (sqlite3.Error, diskcache.Timeout, TypeError, ValueError, KeyError) as error:
+        if not is_damage(error):
+            raise OSError(f"cannot open the cache in {folder}: {error!r}") from error
+        log.warning("the database cannot be read; it is moved aside and a fresh one begun", folder=str(folder), reason=str(error))
+    move_aside(folder)
+    try:
+        return _open(folder, policy, max_bytes)
+    except (sqlite3.Error, diskcache.Timeout) as error:
+        raise OSError(f"cannot begin a cache in {folder}: {error!r}") from error
+
+
+def _open(folder: Path, policy: str, max_bytes: int) -> Database:
+    entries = folder / ENTRIES_FOLDER
+    entries.mkdir(mode=0o700, exist_ok=True)
+    entries.chmod(0o700)
+    reader = _handle(entries, "none", max_bytes)
+    try:
+        writer = _handle(entries, policy, max_bytes)
+    except BaseException:
+        reader.close()
+        raise
+    return Database(reader, writer)
+
+
+def _handle(entries: Path, policy: str, max_bytes: int) -> Any:
+    handle = diskcache.Cache(
+        str(entries),
+        disk=BytesDisk,
+        timeout=5,
+        eviction_policy=policy,
+        size_limit=max_bytes,
+        # diskcache would cull at every `set`: inside a batch's transaction its volume does not shrink, so that it would evict far too much.
+        cull_limit=0,
+        tag_index=1,
+        statistics=0,
+        sqlite_journal_mode="wal",
+        sqlite_synchronous=1,
+        sqlite_journal_size_limit=16 << 20,
+    )
+    # A damaged settings table opens well and fails later; ask now.
+    if not isinstance(len(handle), int) or not isinstance(handle.volume(), int):
+        handle.close()
+        raise TypeError("the counters are no numbers")
+    return handle
+
+
+def move_aside(folder: Path) -> None:
+    """Keeps the damaged database beside the new one for whoever wants to look, in place of the one kept before."""
+    shutil.rmtree(folder / DAMAGED_FOLDER, ignore_errors=True)
+    (folder / ENTRIES_FOLDER).replace(folder / DAMAGED_FOLDER)
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether `error` says that the file is broken, not that the disk is full or busy."""
+    if isinstance(error, diskcache.Timeout | OSError):
+        return False
+    root = error
+    # After SQLite has rolled back by itself, diskcache's own ROLLBACK fails and hides the first error.
+    while isinstance(root.__context__, sqlite3.Error):
+        root = root.__context__
+    return getattr(root, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in ENVIRONMENT
+
+
+def _bytes(value: object) -> bytes:
+    if not isinstance(value, bytes):
+        raise TypeError(f"the cache keeps bytes, not {type(value).__name__}")
+    return value

@@ -1,0 +1,285 @@
+"""Which rows run together, as a pure decision: no clock, no loop, no tensor.
+
+Rows wait sorted by length. When the engine has room, `poll` picks the window of neighbouring lengths that finishes
+the most tokens per predicted second, where a row's tokens weigh more the longer it has waited; a row past the age cap, or of
+a higher priority than others, must be in the batch. First-come order is the same code with every window but the oldest
+rows' taken away.
+"""
+
+import math
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from heapq import heapify, heappop, heappush
+from itertools import accumulate, count
+
+MAX_PRIORITY = 9
+
+
+class QueueFull(Exception):
+    """The queue's bound in rows or tokens would be passed."""
+
+
+class Reason(StrEnum):
+    """Why a batch was closed."""
+
+    FULL = "full"  # no further row fits in rows or tokens
+    OVERDUE = "overdue"  # a row had reached the age cap
+    READY = "ready"  # the engine had room
+    SPLIT = "split"  # more fitted, but running them apart wastes less padding
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Bounds of a batch and of the queue. Tokens are padded tokens: rows times the longest."""
+
+    max_rows: int = 32
+    max_tokens: int = 4096
+    max_age_s: float = 0.25
+    queue_rows: int = 1024
+    queue_tokens: int = 1 << 17
+    length_aware: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_rows", "max_tokens", "max_age_s", "queue_rows", "queue_tokens"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive")
+
+    def fitting_rows(self, longest: int) -> int:
+        """Rows of this padded length that fit in a batch; at least one, since a row over the budget must run alone."""
+        return max(1, min(self.max_rows, self.max_tokens // longest))
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One row waiting. Rows of different `key` never share a batch. `deadline` is on the caller's clock."""
+
+    key: Hashable
+    length: int
+    priority: int = 0
+    deadline: float = math.inf
+    arrived: float = 0.0
+    order: int = field(default=0, repr=False)  # set by the batcher; ties are broken by arrival
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows to run now, shortest first."""
+
+    rows: tuple[Row, ...]
+    reason: Reason
+
+    @property
+    def longest(self) -> int:
+        return self.rows[-1].length
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do now. `expired` rows passed their deadline waiting and are out of the queue."""
+
+    batch: Batch | None
+    expired: tuple[Row, ...] = ()
+
+
+class Batcher:
+    """Holds what waits. `seconds(rows, longest)` predicts a batch's duration."""
+
+    def __init__(self, policy: Policy, seconds: Callable[[int, int], float]) -> None:
+        self.policy = policy
+        self._seconds = seconds
+        self._lines: dict[Hashable, _Line] = {}
+        self._where: dict[Row, _Line] = {}
+        self._deadlines: list[tuple[float, int, Row]] = []
+        self._orders = count(1)
+        self._tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens waiting."""
+        return self._tokens
+
+    def add(self, row: Row, now: float) -> None:
+        """Queues a row. Raises QueueFull; the queue is then as before."""
+        self.admit(1, row.length)
+        row.arrived, row.order = now, next(self._orders)
+        line = self._lines.setdefault(row.key, _Line())
+        line.add(row)
+        self._where[row] = line
+        self._tokens += row.length
+        if row.deadline < math.inf:
+            heappush(self._deadlines, (row.deadline, row.order, row))
+
+    def admit(self, rows: int, tokens: int) -> None:
+        """Raises QueueFull where that many more would not fit, so that a request is taken whole or not at all."""
+        policy = self.policy
+        if len(self._where) + rows > policy.queue_rows:
+            raise QueueFull(f"{len(self._where)} rows wait, the limit is {policy.queue_rows}")
+        if self._tokens + tokens > policy.queue_tokens and self._where:
+            raise QueueFull(f"{self._tokens} tokens wait, the limit is {policy.queue_tokens}")
+
+    def discard(self, row: Row) -> bool:
+        """Takes a row out; False when it is not waiting (any more)."""
+        line = self._where.pop(row, None)
+        if line is None:
+            return False
+        line.remove(row)
+        self._tokens -= row.length
+        if not line.rows:
+            del self._lines[row.key]
+        if len(self._deadlines) > 2 * len(self._where) + 64:  # rows that ran long before their deadline
+            self._deadlines = [(waiting.deadline, waiting.order, waiting) for waiting in self._where if waiting.deadline < math.inf]
+            heapify(self._deadlines)
+        return True
+
+    def poll(self, now: float, *, only_full: bool = False) -> Decision:
+        """Decides what runs next.
+
+        `only_full`: the engine is still busy and would prepare a batch ahead, which is worth it only where waiting
+        cannot make the batch better.
+        """
+        expired = tuple(self._expire(now))
+        line, lead, forced = self._most_urgent(now)
+        if line is None or lead is None:
+            return Decision(None, expired)
+        start, stop, reason = self._window(line, lead, forced, now)
+        if only_full and reason in (Reason.READY, Reason.SPLIT):
+            return Decision(None, expired)
+        rows = tuple(line.rows[start:stop])
+        for row in rows:
+            self.discard(row)
+        return Decision(Batch(rows, reason), expired)
+
+    def _expire(self, now: float) -> Iterator[Row]:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            row = heappop(self._deadlines)[2]
+            if row in self._where:
+                if row.deadline > now:  # a later caller joined it and waits longer
+                    heappush(self._deadlines, (row.deadline, row.order, row))
+                    continue
+                self.discard(row)
+                yield row
+
+    def _most_urgent(self, now: float) -> tuple["_Line | None", Row | None, bool]:
+        """The line to serve, the row that leads it, and whether that row must be in the batch."""
+        oldest = [line.oldest for line in self._lines.values()]
+        if not oldest:
+            return None, None, False
+        first = min(oldest, key=lambda row: row.order)
+        if now - first.arrived >= self.policy.max_age_s:
+            return self._lines[first.key], first, True
+        urgent = min((line.most_urgent for line in self._lines.values()), key=_urgency)
+        line = self._lines[urgent.key]
+        return line, urgent, line.has_several_priorities
+
+    def _window(self, line: "_Line", lead: Row, forced: bool, now: float) -> tuple[int, int, Reason]:
+        if not self.policy.length_aware:
+            return self._first_come(line, lead)
+        rows, policy = line.rows, self.policy
+        must = line.index(lead) if forced else None
+        weights = [0.0, *accumulate(row.length * (1.0 + (now - row.arrived) / policy.max_age_s) for row in rows)]
+        best, best_score = (0, 1), -1.0
+        for stop in self._ends(line, must):
+            longest = rows[stop - 1].length
+            most = min(stop, policy.fitting_rows(longest))
+            for size in _sizes(most, stop - must if must is not None else 1):
+                score = (weights[stop] - weights[stop - size]) / self._seconds(size, longest)
+                if score > best_score:
+                    best, best_score = (stop - size, stop), score
+        start, stop = best
+        overdue = now - lead.arrived >= policy.max_age_s
+        return start, stop, self._reason(len(rows), start, stop, rows[stop - 1].length, overdue=overdue)
+
+    def _ends(self, line: "_Line", must: int | None) -> Iterator[int]:
+        """Where a window may end: after the last row of each length, from the forced row on while it still fits."""
+        rows = line.rows
+        stop = len(rows)
+        while stop > 0 and (must is None or stop > must):
+            longest = rows[stop - 1].length
+            if must is None or stop - must <= self.policy.fitting_rows(longest):
+                yield stop
+            elif rows[must].length == longest:  # more rows of one length than fit: end where the forced row is the first
+                yield must + self.policy.fitting_rows(longest)
+                return
+            stop = bisect_left(rows, longest, 0, stop, key=lambda row: row.length)
+
+    def _reason(self, waiting: int, start: int, stop: int, longest: int, *, overdue: bool) -> Reason:
+        if overdue:
+            return Reason.OVERDUE
+        if stop - start >= self.policy.fitting_rows(longest):
+            return Reason.FULL
+        return Reason.READY if stop - start == waiting else Reason.SPLIT
+
+    def _first_come(self, line: "_Line", lead: Row) -> tuple[int, int, Reason]:
+        """The oldest rows, as many as fit; they are moved to the front of the line so that they are one window."""
+        chosen: list[Row] = []
+        longest = 0
+        for row in sorted(line.rows, key=lambda row: (row is not lead, *_urgency(row))):
+            longest = max(longest, row.length)
+            if chosen and len(chosen) >= self.policy.fitting_rows(longest):
+                break
+            chosen.append(row)
+        waiting = len(line.rows)
+        line.front(chosen)
+        full = len(chosen) < waiting or len(chosen) >= self.policy.max_rows
+        return 0, len(chosen), Reason.FULL if full else Reason.READY
+
+
+class _Line:
+    """The rows of one key, shortest first."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self._priorities: dict[int, int] = {}
+
+    @property
+    def oldest(self) -> Row:
+        return min(self.rows, key=lambda row: row.order)
+
+    @property
+    def most_urgent(self) -> Row:
+        return min(self.rows, key=_urgency)
+
+    @property
+    def has_several_priorities(self) -> bool:
+        return len(self._priorities) > 1
+
+    def add(self, row: Row) -> None:
+        insort(self.rows, row, key=_by_length)
+        self._priorities[row.priority] = self._priorities.get(row.priority, 0) + 1
+
+    def remove(self, row: Row) -> None:
+        del self.rows[self.index(row)]
+        self._priorities[row.priority] -= 1
+        if not self._priorities[row.priority]:
+            del self._priorities[row.priority]
+
+    def index(self, row: Row) -> int:
+        at = bisect_right(self.rows, _by_length(row), key=_by_length) - 1
+        return at if at >= 0 and self.rows[at] is row else self.rows.index(row)
+
+    def front(self, chosen: list[Row]) -> None:
+        taken = set(chosen)
+        self.rows = sorted(chosen, key=_by_length) + [row for row in self.rows if row not in taken]
+
+
+def _sizes(most: int, least: int) -> Iterator[int]:
+    """Window sizes worth comparing: the largest, and halves of it down to the least."""
+    size = most
+    while size > least:
+        yield size
+        size = max(least, size // 2)
+    if most >= least:
+        yield least
+
+
+def _by_length(row: Row) -> tuple[int, int]:
+    return row.length, row.order
+
+
+def _urgency(row: Row) -> tuple[int, int]:
+    return -row.priority, row.order
