@@ -70,13 +70,13 @@ def _check_keys(info: Mapping[str, Any], model: nn.Module, optional: tuple[str, 
     if missing:
         raise LoadError(f"model.safetensors: the weight {missing[0]!r}, which config.json asks for, is missing")
     if info["mismatched_keys"]:
-        name, found, wanted = sorted(info["mismatched_keys"])[0]
+        name, found, wanted = min(info["mismatched_keys"])
         raise LoadError(f"model.safetensors: {name!r} has the shape {list(found)}; config.json asks for {list(wanted)}")
     parts = {name.partition(".")[0] for name, _ in model.named_parameters()}
     buffers = ("position_ids", "token_type_ids")
     strangers = [key for key in info["unexpected_keys"] if key.partition(".")[0] in parts and not key.endswith(buffers)]
     if strangers:
-        raise LoadError(f"model.safetensors: config.json has no place for the weight {sorted(strangers)[0]!r}")
+        raise LoadError(f"model.safetensors: config.json has no place for the weight {min(strangers)!r}")
 
 
 def _pretrained(folder: Path, signature: Signature, attention: str) -> nn.Module:

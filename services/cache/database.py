@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,15 +66,23 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache publishes no
 class Database:
     """Two handles on one database, both of the thread that opened them.
 
-    `reader` looks up without writing: a lookup that notes its recency costs four times one that does not, and fails on a full disk.
+    `plain` gets and sets and knows no policy: a lookup that notes its recency costs four times one that does not, and fails on a full
+    disk. Its `set` removes a few expired rows as it goes. `ranked` notes recency and evicts.
     """
 
-    reader: Any
-    writer: Any
+    plain: Any
+    ranked: Any
+
+    def holdings(self) -> tuple[int, int]:
+        """Entries and bytes. Raises sqlite3.DatabaseError when diskcache's counters are damaged, which it tells in many ways."""
+        try:
+            return int(self.plain.reset("count")), int(self.plain.volume())
+        except (TypeError, ValueError) as error:
+            raise sqlite3.DatabaseError("the counters are no numbers") from error
 
     def close(self) -> None:
-        self.reader.close()
-        self.writer.close()
+        self.plain.close()
+        self.ranked.close()
 
 
 def open_database(folder: Path, policy: str, max_bytes: int) -> Database:
@@ -99,41 +108,39 @@ def _open(folder: Path, policy: str, max_bytes: int) -> Database:
     entries = folder / ENTRIES_FOLDER
     entries.mkdir(mode=0o700, exist_ok=True)
     entries.chmod(0o700)
-    reader = _handle(entries, "none", max_bytes)
-    try:
-        writer = _handle(entries, policy, max_bytes)
-    except BaseException:
-        reader.close()
-        raise
-    return Database(reader, writer)
+    with ExitStack() as opening:
+        plain = opening.enter_context(closing(_handle(entries, "none", max_bytes, cull_limit=10)))
+        # Without `cull_limit`: diskcache would evict at each `set`, and inside a batch's transaction, where the volume does not shrink, far
+        # too much.
+        ranked = opening.enter_context(closing(_handle(entries, policy, max_bytes, cull_limit=0)))
+        database = Database(plain, ranked)
+        database.holdings()
+        opening.pop_all()
+    return database
 
 
-def _handle(entries: Path, policy: str, max_bytes: int) -> Any:
-    handle = diskcache.Cache(
+def _handle(entries: Path, policy: str, max_bytes: int, cull_limit: int) -> Any:
+    return diskcache.Cache(
         str(entries),
         disk=BytesDisk,
         timeout=5,
         eviction_policy=policy,
         size_limit=max_bytes,
-        # diskcache would cull at every `set`: inside a batch's transaction its volume does not shrink, so that it would evict far too much.
-        cull_limit=0,
+        cull_limit=cull_limit,
         tag_index=1,
         statistics=0,
         sqlite_journal_mode="wal",
         sqlite_synchronous=1,
         sqlite_journal_size_limit=16 << 20,
     )
-    # A damaged settings table opens well and fails later; ask now.
-    if not isinstance(len(handle), int) or not isinstance(handle.volume(), int):
-        handle.close()
-        raise TypeError("the counters are no numbers")
-    return handle
 
 
 def move_aside(folder: Path) -> None:
     """Keeps the damaged database beside the new one for whoever wants to look, in place of the one kept before."""
-    shutil.rmtree(folder / DAMAGED_FOLDER, ignore_errors=True)
-    (folder / ENTRIES_FOLDER).replace(folder / DAMAGED_FOLDER)
+    entries, damaged = folder / ENTRIES_FOLDER, folder / DAMAGED_FOLDER
+    if entries.exists():
+        shutil.rmtree(damaged, ignore_errors=True)
+        entries.replace(damaged)
 
 
 def is_damage(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from typing import TypeVar
 import diskcache
 import structlog
 
-from services.cache.database import BytesDisk, Database, is_damage, move_aside, open_database
+from services.cache.database import Database, is_damage, move_aside, open_database
 from services.cache.lock import locked
 from services.cache.sealed import Broken, seal, unseal
 from services.cache.store import Entry, Stats
@@ -22,7 +23,11 @@ log = structlog.get_logger("hone.cache")
 
 T = TypeVar("T")
 
-MAX_UNNOTED = 4096  # lookups whose recency waits in memory; a crash forgets those, which costs at most a worse eviction
+# Lookups remembered until the next put notes them for eviction. Past it the oldest are forgotten: noting each at once would make every get
+# a write, and eviction needs a good guess, not the truth.
+MAX_UNNOTED = 256
+LEAST_FREQUENTLY_USED = "least-frequently-used"
+LEAST_RECENTLY_STORED = "least-recently-stored"
 TROUBLE = (sqlite3.Error, diskcache.Timeout, OSError)
 
 
@@ -30,7 +35,8 @@ TROUBLE = (sqlite3.Error, diskcache.Timeout, OSError)
 async def disk_store(folder: Path, policy: str, max_bytes: int, clock: Callable[[], float] = time.time) -> AsyncIterator["DiskStore"]:
     """Opens a store for the length of the block; at its end everything accepted is in the database.
 
-    `policy` is one of diskcache's: least-recently-used, least-recently-stored, least-frequently-used.
+    `policy` is one of diskcache's: least-recently-used, least-recently-stored, least-frequently-used. `clock` tells seconds since the
+    epoch and must not run behind the machine's, by which diskcache hides what has expired.
 
     Raises:
         FolderTaken: another process works in `folder`.
@@ -73,7 +79,7 @@ class DiskStore:
 
 
 class _Engine:
-    """The store itself; every method but `stats` belongs to the one thread.
+    """The store itself; everything but `stats` belongs to the one thread.
 
     A database that breaks under it is a miss, is counted and is replaced by a fresh one; a disk that refuses is a miss or a put not taken.
     """
@@ -83,27 +89,36 @@ class _Engine:
         self._policy = policy
         self._max_bytes = max_bytes
         self._clock = clock
-        self._unnoted: dict[bytes, None] = {}
-        self._evictions = self._corrupt = 0
-        self._database: Database | None = open_database(folder, policy, max_bytes)
-        self.stats = Stats()
-        self._measure(self._database)
+        self._unnoted: deque[bytes] = deque(maxlen=MAX_UNNOTED)
+        self._evictions = self._corrupt = self._entries = self._bytes = 0
+        self._database: Database | None = None
+        self._opened()
+
+    @property
+    def stats(self) -> Stats:
+        return Stats(evictions=self._evictions, corrupt=self._corrupt, entries=self._entries, bytes=self._bytes)
 
     def close(self) -> None:
         if self._database is not None:
-            self._try(self._note_recency, None)
-            self._close_database()
+            self._try(self._note_lookups, None)
+        self._close_database()
 
     def get(self, namespace: str, keys: Sequence[bytes]) -> list[bytes | None]:
-        return self._try(lambda database: self._get(database, _rows(namespace, keys)), [None] * len(keys))
+        broken: list[bytes] = []
+        rows = _rows(namespace, keys)
+        values = self._try(lambda database: self._look_up(database, rows, broken), None)
+        if broken:
+            self._corrupt += len(broken)
+            log.warning("corrupt entries are dropped", namespace=namespace, entries=len(broken))
+            self._try(lambda database: self._delete(database, broken), None)
+        return values or [None] * len(keys)
 
     def put(self, namespace: str, entries: Sequence[Entry]) -> list[bool]:
-        if self._try(lambda database: self._put(database, namespace, entries), False):
-            return [True] * len(entries)
-        if len(entries) == 1:
-            return [False]
-        # One that the disk will not take must not cost its neighbours their place.
-        return [self._try(lambda database, one=entry: self._put(database, namespace, [one]), False) for entry in entries]
+        if self._unnoted:
+            self._try(self._note_lookups, None)
+        taken = self._put_all(namespace, entries)
+        self._try(self._keep_to_limit, None)
+        return taken
 
     def delete(self, namespace: str, keys: Sequence[bytes]) -> None:
         self._insist(lambda database: self._delete(database, _rows(namespace, keys)))
@@ -111,73 +126,71 @@ class _Engine:
     def clear(self, namespace: str) -> int:
         return self._insist(lambda database: self._clear(database, namespace))
 
-    def _get(self, database: Database, rows: Sequence[bytes]) -> list[bytes | None]:
+    def _look_up(self, database: Database, rows: Sequence[bytes], broken: list[bytes]) -> list[bytes | None]:
         now = self._clock()
-        values = [self._look_up(database, row, now) for row in rows]
-        if len(self._unnoted) > MAX_UNNOTED:
-            self._try(self._note_recency, None)
+        values: list[bytes | None] = []
+        for row in rows:
+            sealed = database.plain.get(row)
+            try:
+                value = None if sealed is None else _live(row, sealed, now)
+            except Broken:
+                value = None
+                broken.append(row)
+            if value is not None:
+                self._unnoted.append(row)
+            values.append(value)
         return values
 
-    def _look_up(self, database: Database, row: bytes, now: float) -> bytes | None:
-        sealed = database.reader.get(row)
-        if sealed is None:
-            return None
-        try:
-            if sealed is BytesDisk.UNREADABLE:
-                raise Broken("not a row of bytes")
-            value, expires_s = unseal(row, sealed)
-        except Broken as error:
-            log.warning("a corrupt entry is dropped", reason=str(error))
-            self._corrupt += 1
-            self._try(lambda database: self._delete(database, [row]), None)
-            return None
-        if expires_s <= now:
-            return None
-        self._unnoted[row] = None
-        return value
+    def _put_all(self, namespace: str, entries: Sequence[Entry]) -> list[bool]:
+        if self._try(lambda database: self._put(database, namespace, entries), False):
+            return [True] * len(entries)
+        if len(entries) == 1:
+            return [False]
+        # One that the disk will not take must not cost its neighbours their place.
+        return [taken for entry in entries for taken in self._put_all(namespace, [entry])]
 
     def _put(self, database: Database, namespace: str, entries: Sequence[Entry]) -> bool:
         now = self._clock()
-        with database.writer.transact():
-            for entry in entries:
-                (row,) = _rows(namespace, [entry.key])
-                database.writer.set(row, seal(row, entry.value, now + entry.ttl_s), expire=entry.ttl_s, tag=namespace)
-        self._try(self._tidy, None)  # the entries are in; what fails from here on cannot take them back
+        ahead_s = now - time.time()  # diskcache adds the expiry to its own clock
+        with database.plain.transact():
+            for row, entry in zip(_rows(namespace, [entry.key for entry in entries]), entries, strict=True):
+                database.plain.set(row, seal(row, entry.value, now + entry.ttl_s), expire=entry.ttl_s + ahead_s, tag=namespace)
         return True
 
-    def _tidy(self, database: Database) -> None:
-        self._note_recency(database)
-        database.writer.expire(now=self._clock())
-        self._evictions += database.writer.cull()
+    def _keep_to_limit(self, database: Database) -> None:
         self._measure(database)
+        if self._bytes > self._max_bytes:
+            database.ranked.expire(now=self._clock())
+            self._evictions += database.ranked.cull()
+            self._measure(database)
 
     def _delete(self, database: Database, rows: Sequence[bytes]) -> None:
-        with database.writer.transact():
+        with database.plain.transact():
             for row in rows:
-                database.writer.delete(row)
+                database.plain.delete(row)
         self._measure(database)
 
     def _clear(self, database: Database, namespace: str) -> int:
-        database.writer.expire(now=self._clock())
+        database.plain.expire(now=self._clock())
         # One transaction, so that all go at one moment. An epoch in the key would be quicker for millions of rows, but it would have to
         # outlive them where eviction and damage cannot reach it, or what was cleared comes back.
-        with database.writer.transact():
-            cleared = int(database.writer.evict(namespace))
+        with database.plain.transact():
+            cleared = int(database.plain.evict(namespace))
         self._measure(database)
         return cleared
 
-    def _note_recency(self, database: Database) -> None:
-        rows, self._unnoted = self._unnoted, {}
-        if self._policy == "least-recently-stored":
+    def _note_lookups(self, database: Database) -> None:
+        rows, self._unnoted = list(self._unnoted), deque(maxlen=MAX_UNNOTED)
+        if self._policy == LEAST_RECENTLY_STORED:
             return
-        with database.writer.transact():
+        if self._policy != LEAST_FREQUENTLY_USED:
+            rows = list(dict.fromkeys(reversed(rows)))[::-1]  # the last lookup of each says it all
+        with database.ranked.transact():
             for row in rows:
-                database.writer.get(row)
+                database.ranked.get(row)
 
     def _measure(self, database: Database) -> None:
-        self.stats = Stats(
-            evictions=self._evictions, corrupt=self._corrupt, entries=len(database.writer), bytes=database.writer.volume()
-        )
+        self._entries, self._bytes = database.holdings()
 
     def _try(self, job: Callable[[Database], T], otherwise: T) -> T:
         try:
@@ -187,33 +200,46 @@ class _Engine:
             return otherwise
 
     def _insist(self, job: Callable[[Database], T]) -> T:
-        try:
-            return job(self._opened())
-        except TROUBLE as error:
-            self._recover(error)
-            if not is_damage(error):
-                raise faults.Unavailable("the disk does not let the cache forget; try again") from error
-        return job(self._opened())  # on a fresh database: everything is forgotten
+        """What must not be left undone: a fresh database in place of a damaged one has forgotten everything, so a second try does it."""
+        for _ in range(2):
+            try:
+                return job(self._opened())
+            except TROUBLE as error:
+                self._recover(error)
+                if not is_damage(error):
+                    break
+        raise faults.Unavailable("the disk does not let the cache forget; try again")
 
     def _opened(self) -> Database:
         if self._database is None:
             self._database = open_database(self._folder, self._policy, self._max_bytes)
+            self._measure(self._database)
         return self._database
 
     def _recover(self, error: BaseException) -> None:
-        """Lets go of the connection, since a failed COMMIT may have left its transaction open, and of the database when it is damaged."""
+        """Lets go of the connection, since a failed COMMIT may have left its transaction open, and of a database that is damaged."""
         self._close_database()
         if not is_damage(error):
             log.warning("the disk refused the cache", reason=repr(error))
             return
         log.error("the database is damaged; it is moved aside and a fresh one begun", folder=str(self._folder), reason=repr(error))
         self._corrupt += 1
-        move_aside(self._folder)
+        try:
+            move_aside(self._folder)
+        except OSError as stuck:
+            log.error("the damaged database cannot be moved", reason=repr(stuck))
 
     def _close_database(self) -> None:
         database, self._database = self._database, None
         if database is not None:
             database.close()
+
+
+def _live(row: bytes, sealed: object, now: float) -> bytes | None:
+    if not isinstance(sealed, bytes):  # BytesDisk.UNREADABLE
+        raise Broken("not a row of bytes")
+    value, expires_s = unseal(row, sealed)
+    return value if expires_s > now else None
 
 
 def _rows(namespace: str, keys: Sequence[bytes]) -> list[bytes]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from heapq import heapify, heappop, heappush
 from itertools import accumulate, count
+from typing import Generic, TypeVar
 
 MAX_PRIORITY = 9
 
@@ -63,11 +64,14 @@ class Row:
     order: int = field(default=0, repr=False)  # set by the batcher; ties are broken by arrival
 
 
+R = TypeVar("R", bound=Row)
+
+
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Generic[R]):
     """Rows to run now, shortest first."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[R, ...]
     reason: Reason
 
     @property
@@ -76,22 +80,22 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(Generic[R]):
     """What to do now. `expired` rows passed their deadline waiting and are out of the queue."""
 
-    batch: Batch | None
-    expired: tuple[Row, ...] = ()
+    batch: Batch[R] | None
+    expired: tuple[R, ...] = ()
 
 
-class Batcher:
+class Batcher(Generic[R]):
     """Holds what waits. `seconds(rows, longest)` predicts a batch's duration."""
 
     def __init__(self, policy: Policy, seconds: Callable[[int, int], float]) -> None:
         self.policy = policy
         self._seconds = seconds
-        self._lines: dict[Hashable, _Line] = {}
-        self._where: dict[Row, _Line] = {}
-        self._deadlines: list[tuple[float, int, Row]] = []
+        self._lines: dict[Hashable, _Line[R]] = {}
+        self._where: dict[R, _Line[R]] = {}
+        self._deadlines: list[tuple[float, int, R]] = []
         self._orders = count(1)
         self._tokens = 0
 
@@ -103,7 +107,7 @@ class Batcher:
         """Real tokens waiting."""
         return self._tokens
 
-    def add(self, row: Row, now: float) -> None:
+    def add(self, row: R, now: float) -> None:
         """Queues a row. Raises QueueFull; the queue is then as before."""
         self.admit(1, row.length)
         row.arrived, row.order = now, next(self._orders)
@@ -122,7 +126,7 @@ class Batcher:
         if self._tokens + tokens > policy.queue_tokens and self._where:
             raise QueueFull(f"{self._tokens} tokens wait, the limit is {policy.queue_tokens}")
 
-    def discard(self, row: Row) -> bool:
+    def discard(self, row: R) -> bool:
         """Takes a row out; False when it is not waiting (any more)."""
         line = self._where.pop(row, None)
         if line is None:
@@ -136,7 +140,7 @@ class Batcher:
             heapify(self._deadlines)
         return True
 
-    def poll(self, now: float, *, only_full: bool = False) -> Decision:
+    def poll(self, now: float, *, only_full: bool = False) -> Decision[R]:
         """Decides what runs next.
 
         `only_full`: the engine is still busy and would prepare a batch ahead, which is worth it only where waiting
@@ -154,7 +158,7 @@ class Batcher:
             self.discard(row)
         return Decision(Batch(rows, reason), expired)
 
-    def _expire(self, now: float) -> Iterator[Row]:
+    def _expire(self, now: float) -> Iterator[R]:
         while self._deadlines and self._deadlines[0][0] <= now:
             row = heappop(self._deadlines)[2]
             if row in self._where:
@@ -164,7 +168,7 @@ class Batcher:
                 self.discard(row)
                 yield row
 
-    def _most_urgent(self, now: float) -> tuple["_Line | None", Row | None, bool]:
+    def _most_urgent(self, now: float) -> tuple["_Line[R] | None", R | None, bool]:
         """The line to serve, the row that leads it, and whether that row must be in the batch."""
         oldest = [line.oldest for line in self._lines.values()]
         if not oldest:
@@ -176,7 +180,7 @@ class Batcher:
         line = self._lines[urgent.key]
         return line, urgent, line.has_several_priorities
 
-    def _window(self, line: "_Line", lead: Row, forced: bool, now: float) -> tuple[int, int, Reason]:
+    def _window(self, line: "_Line[R]", lead: R, forced: bool, now: float) -> tuple[int, int, Reason]:
         if not self.policy.length_aware:
             return self._first_come(line, lead)
         rows, policy = line.rows, self.policy
@@ -194,7 +198,7 @@ class Batcher:
         overdue = now - lead.arrived >= policy.max_age_s
         return start, stop, self._reason(len(rows), start, stop, rows[stop - 1].length, overdue=overdue)
 
-    def _ends(self, line: "_Line", must: int | None) -> Iterator[int]:
+    def _ends(self, line: "_Line[R]", must: int | None) -> Iterator[int]:
         """Where a window may end: after the last row of each length, from the forced row on while it still fits."""
         rows = line.rows
         stop = len(rows)
@@ -214,9 +218,9 @@ class Batcher:
             return Reason.FULL
         return Reason.READY if stop - start == waiting else Reason.SPLIT
 
-    def _first_come(self, line: "_Line", lead: Row) -> tuple[int, int, Reason]:
+    def _first_come(self, line: "_Line[R]", lead: R) -> tuple[int, int, Reason]:
         """The oldest rows, as many as fit; they are moved to the front of the line so that they are one window."""
-        chosen: list[Row] = []
+        chosen: list[R] = []
         longest = 0
         for row in sorted(line.rows, key=lambda row: (row is not lead, *_urgency(row))):
             longest = max(longest, row.length)
@@ -229,40 +233,40 @@ class Batcher:
         return 0, len(chosen), Reason.FULL if full else Reason.READY
 
 
-class _Line:
+class _Line(Generic[R]):
     """The rows of one key, shortest first."""
 
     def __init__(self) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[R] = []
         self._priorities: dict[int, int] = {}
 
     @property
-    def oldest(self) -> Row:
+    def oldest(self) -> R:
         return min(self.rows, key=lambda row: row.order)
 
     @property
-    def most_urgent(self) -> Row:
+    def most_urgent(self) -> R:
         return min(self.rows, key=_urgency)
 
     @property
     def has_several_priorities(self) -> bool:
         return len(self._priorities) > 1
 
-    def add(self, row: Row) -> None:
+    def add(self, row: R) -> None:
         insort(self.rows, row, key=_by_length)
         self._priorities[row.priority] = self._priorities.get(row.priority, 0) + 1
 
-    def remove(self, row: Row) -> None:
+    def remove(self, row: R) -> None:
         del self.rows[self.index(row)]
         self._priorities[row.priority] -= 1
         if not self._priorities[row.priority]:
             del self._priorities[row.priority]
 
-    def index(self, row: Row) -> int:
+    def index(self, row: R) -> int:
         at = bisect_right(self.rows, _by_length(row), key=_by_length) - 1
         return at if at >= 0 and self.rows[at] is row else self.rows.index(row)
 
-    def front(self, chosen: list[Row]) -> None:
+    def front(self, chosen: list[R]) -> None:
         taken = set(chosen)
         self.rows = sorted(chosen, key=_by_length) + [row for row in self.rows if row not in taken]
 

@@ -10,7 +10,8 @@ from typing import Any
 
 # Instruction sets that decide which precision is fast here, by the kernel's names for them.
 RELEVANT_FEATURES = frozenset(
-    "avx2 avx512f avx512_vnni avx_vnni avx512_bf16 avx512_fp16 amx_tile amx_int8 amx_bf16 asimddp i8mm bf16 sve".split()
+    {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"}
+    | {"asimddp", "i8mm", "bf16", "sve"}
 )
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "safetensors", "tokenizers", "torch", "transformers")
 

@@ -1,5 +1,4 @@
 """Why a job or a recipe failed: one exception per failure class of the contract."""
-# ruff: noqa: N818  the classes carry the contract's names, which have no "Error" in them
 
 from enum import StrEnum
 from typing import ClassVar

@@ -71,7 +71,8 @@ def _nearest(vectors: Floats) -> NDArray[np.intp]:
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     similarity = unit @ unit.T
     np.fill_diagonal(similarity, -np.inf)
-    return similarity.argmax(axis=1)
+    nearest: NDArray[np.intp] = similarity.argmax(axis=1)
+    return nearest
 
 
 def embedding_fidelity(original: Floats, candidate: Floats, seed: int) -> Fidelity:
@@ -85,7 +86,8 @@ def embedding_fidelity(original: Floats, candidate: Floats, seed: int) -> Fideli
 
 def _softmax(logits: Floats) -> Floats:
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    shares: Floats = powers / powers.sum(axis=1, keepdims=True)
+    return shares
 
 
 def classification_fidelity(original: Floats, candidate: Floats) -> Fidelity:

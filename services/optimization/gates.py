@@ -56,8 +56,8 @@ def _shortest(workloads: Sequence[WorkloadResult]) -> WorkloadResult:
 
 def _merit(candidate: Candidate, objective: Objective) -> float:
     """Higher is better."""
-    assert candidate.measurement is not None
-    assert candidate.speedup is not None
+    if candidate.measurement is None or candidate.speedup is None:
+        raise ValueError(f"{candidate.name} is accepted and unmeasured")
     match objective:
         case Objective.THROUGHPUT:
             return candidate.speedup.estimate

@@ -1,4 +1,4 @@
-"""A hand-written replica that speaks the inference contract: says its name, can be slow, and turns NOT_SERVING when told.
+"""A hand-written replica that speaks the inference contract: says its name, can be stuck, and turns NOT_SERVING when told.
 
 SIGUSR1 turns the service NOT_SERVING, SIGUSR2 SERVING again; both leave it answering, so that only health can tell.
 """
@@ -16,6 +16,7 @@ from services.chassis.settings import ServerSettings
 
 SERVICE = "hone.inference.v1.InferenceService"
 REPLICA = platform.node()
+DRAIN_S = 5  # longer than the gateway takes to see that health has turned
 
 
 class Replica(stubs.InferenceServiceServicer):
@@ -39,15 +40,25 @@ class Replica(stubs.InferenceServiceServicer):
         return pb.GetStatisticsResponse(models=[pb.ModelStatistics(dropped_rows=self._dropped)], replica=REPLICA)
 
 
+async def follow_signals(server: Server) -> None:
+    told: asyncio.Queue[bool] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, told.put_nowait, False)
+    loop.add_signal_handler(signal.SIGUSR2, told.put_nowait, True)
+    told.put_nowait(True)
+    while True:
+        await server.set_ready(SERVICE, await told.get())
+
+
 async def main(settings: ServerSettings) -> None:
     server = Server(settings, ErrorTable())
     stubs.add_InferenceServiceServicer_to_server(Replica(), server.grpc)
-    loop = asyncio.get_running_loop()
-    for number, ready in ((signal.SIGUSR1, False), (signal.SIGUSR2, True)):
-        loop.add_signal_handler(number, lambda ready=ready: asyncio.ensure_future(server.set_ready(SERVICE, ready)))
     async with server.running([SERVICE]):
-        await server.set_ready(SERVICE, True)
+        following = asyncio.create_task(follow_signals(server))
         await until_signalled()
+        following.cancel()
+        await server.set_ready(SERVICE, False)
+        await asyncio.sleep(DRAIN_S)  # a call that arrives while gRPC's server is closing is cancelled: nobody may send one by then
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ def linear(rows: int, longest: int) -> float:
     return 1e-3 + 1e-4 * rows * longest
 
 
-def batcher(**bounds: object) -> Batcher:
+def batcher(**bounds: object) -> Batcher[Row]:
     return Batcher(Policy(**bounds), linear)  # type: ignore[arg-type]
 
 
-def filled(lengths: list[int], **bounds: object) -> tuple[Batcher, list[Row]]:
+def filled(lengths: list[int], **bounds: object) -> tuple[Batcher[Row], list[Row]]:
     queue = batcher(**bounds)
     rows = [Row("model", length) for length in lengths]
     for row in rows:
@@ -189,7 +189,7 @@ class Interleaving(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.policy = Policy(max_rows=6, max_tokens=300, max_age_s=2.0, queue_rows=20, queue_tokens=1500)
-        self.queue = Batcher(self.policy, linear)
+        self.queue: Batcher[Row] = Batcher(self.policy, linear)
         self.now = 0.0
         self.waiting: set[Row] = set()
         self.gone: set[Row] = set()

@@ -3,6 +3,8 @@
 Declaration and parameters are here and cost nothing to import; the work is in `int8_search`.
 """
 
+from typing import cast
+
 from pydantic import Field
 
 from services.optimization.environment import has_int8_dot
@@ -31,8 +33,7 @@ class DynamicInt8Parameters(Parameters):
 def _apply(context: Context) -> Outcome:
     from services.optimization.techniques.int8_search import quantize
 
-    assert isinstance(context.parameters, DynamicInt8Parameters)
-    return quantize(context, context.parameters)
+    return quantize(context, cast(DynamicInt8Parameters, context.parameters))
 
 
 def _note_hardware(features: frozenset[str]) -> str:

@@ -2,9 +2,9 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +57,14 @@ def _trace(module: Any, path: Path, signature: Signature, opset: int) -> None:
             # The dynamo exporter is the default now; measured: the same file is no faster, the attention pattern is lost
             # to fusion, and some opsets break quantize_dynamic.
             torch.onnx.export(
-                module, arguments, str(path), dynamo=False, opset_version=opset, input_names=list(arrays), output_names=[output], dynamic_axes=axes
+                module,
+                arguments,
+                str(path),
+                dynamo=False,
+                opset_version=opset,
+                input_names=list(arrays),
+                output_names=[output],
+                dynamic_axes=axes,
             )
     except torch.onnx.errors.UnsupportedOperatorError as error:
         raise UnsupportedOperator(f"export_onnx: {error}") from error
@@ -131,8 +138,7 @@ def _load(source: Path, signature: Signature) -> Any:
 def _apply(context: Context) -> Outcome:
     if context.signature.task is Task.TENSOR:
         raise UnsupportedOperator("export_onnx exports Hugging Face text models")
-    parameters = context.parameters
-    assert isinstance(parameters, ExportParameters)
+    parameters = cast(ExportParameters, context.parameters)
     signature = _target_signature(context.signature)
     module = _load(context.source, context.signature)
     config = module.model.config

@@ -180,7 +180,7 @@ def _check(search: _Search, context: Context, parameters: "DynamicInt8Parameters
     if not search.products:
         raise UnsupportedOperator("dynamic_int8: the graph has no FP32 MatMul by a constant matrix")
     if parameters.target_fidelity is not None and context.signature.task is Task.TENSOR:
-        raise NotEnoughData("dynamic_int8: a tensor model takes no calibration texts; set target_fidelity to null to quantize without a search")
+        raise NotEnoughData("dynamic_int8: a tensor model takes no calibration texts; null as target_fidelity quantizes without a search")
     if parameters.target_fidelity is not None and len(context.calibration_texts) < MIN_CALIBRATION_TEXTS:
         raise NotEnoughData(
             f"dynamic_int8: {len(context.calibration_texts)} calibration texts; the search needs {MIN_CALIBRATION_TEXTS}, "
@@ -193,7 +193,7 @@ def quantize(context: Context, parameters: "DynamicInt8Parameters") -> Outcome:
     search = _Search(context, parameters)
     _check(search, context, parameters)
     if parameters.target_fidelity is None:
-        trials, errors = _first_trials(search), {}
+        trials, errors = _first_trials(search), dict[str, float]()
     else:
         context.progress(0.1, "reference answers on the calibration texts")
         search.read_texts()

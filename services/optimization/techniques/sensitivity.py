@@ -40,14 +40,16 @@ def quantize_activation(values: Floats) -> Floats:
     scale = (high - low) / 255 or 1.0
     zero_point = np.clip(np.rint(-low / scale), 0, 255)
     levels = np.clip(np.rint(values / scale) + zero_point, 0, 255)
-    return ((levels - zero_point) * scale).astype(np.float32)
+    quantized: Floats = ((levels - zero_point) * scale).astype(np.float32)
+    return quantized
 
 
 def quantize_weight(weight: Floats, levels: int, per_channel: bool) -> Floats:
     """Symmetric, signed, +-`levels`; one scale per output column or one for all; answered dequantized."""
     peak = np.abs(weight).max(axis=0, keepdims=True) if per_channel else np.abs(weight).max(keepdims=True)
     scale = np.where(peak == 0, 1, peak) / levels
-    return (np.rint(weight / scale) * scale).astype(np.float32)
+    quantized: Floats = (np.rint(weight / scale) * scale).astype(np.float32)
+    return quantized
 
 
 def _captured(model: onnx.ModelProto, names: Iterable[str], feeds: Sequence[Batch], threads: int) -> Iterator[Mapping[str, Floats]]:

@@ -1,0 +1,314 @@
+"""The synchronous client."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from numpy.typing import NDArray
+
+from hone import channel, folders, results, specs
+from hone.cache.v1 import cache_pb2, cache_pb2_grpc
+from hone.inference.v1 import inference_pb2, inference_pb2_grpc
+from hone.optimization.v1 import jobs_pb2, jobs_pb2_grpc
+from hone.repository.v1 import models_pb2, models_pb2_grpc
+
+UPLOAD_TIMEOUT_S = 1800.0
+WATCH_TIMEOUT_S = 600.0  # of one stream; watching goes on with the next
+ATTEMPTS = 5
+PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+class Client:
+    """All of Hone behind one address, or one address per service.
+
+    Args:
+        address: `host:port` of a gateway, or of whatever service has no address of its own; default `HONE_ADDRESS`, else the
+            ports of `python -m services` on this machine.
+        timeout: seconds for a call that is given none.
+        retries: repeat safe calls that failed for a passing reason.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        optimization: str | None = None,
+        inference: str | None = None,
+        cache: str | None = None,
+        timeout: float = channel.TIMEOUT_S,
+        retries: bool = True,
+    ) -> None:
+        targets = channel.addresses(address, optimization=optimization, inference=inference, cache=cache)
+        options = channel.options(retries=retries)
+        self._channels = {
+            target: grpc.insecure_channel(target, options) for target in (targets.optimization, targets.inference, targets.cache)
+        }
+        self._timeout = timeout
+        self._inference = inference_pb2_grpc.InferenceServiceStub(self._channels[targets.inference])
+        self.models = Models(self._channels[targets.optimization], timeout)
+        self.jobs = Jobs(self._channels[targets.optimization], timeout)
+        self.cache = Cache(self._channels[targets.cache], timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the channels; calls under way are cancelled."""
+        for connection in self._channels.values():
+            connection.close()
+
+    def embed(
+        self,
+        model: str,
+        texts: Sequence[str],
+        *,
+        truncate: bool = False,
+        bypass_cache: bool = False,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> results.Embeddings:
+        """Vectors of texts. Raises grpc.RpcError."""
+        options = inference_pb2.CallOptions(truncate=truncate, bypass_cache=bypass_cache, priority=priority)
+        request = inference_pb2.EmbedRequest(model=model, texts=texts, options=options)
+        return results.embeddings(self._inference.Embed(request, timeout=timeout or self._timeout))
+
+    def classify(
+        self,
+        model: str,
+        texts: Sequence[str],
+        *,
+        top_k: int = 0,
+        truncate: bool = False,
+        bypass_cache: bool = False,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> results.Classifications:
+        """Labels of texts, the `top_k` most probable of each (0: all). Raises grpc.RpcError."""
+        options = inference_pb2.CallOptions(truncate=truncate, bypass_cache=bypass_cache, priority=priority)
+        request = inference_pb2.ClassifyRequest(model=model, texts=texts, top_k=top_k, options=options)
+        return results.classifications(self._inference.Classify(request, timeout=timeout or self._timeout))
+
+    def predict(
+        self,
+        model: str,
+        inputs: Mapping[str, NDArray[Any]],
+        outputs: Sequence[str] = (),
+        *,
+        bypass_cache: bool = False,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> results.Predictions:
+        """Named arrays to named arrays, rows first. Raises grpc.RpcError, TypeError for a dtype that cannot be sent."""
+        options = inference_pb2.CallOptions(bypass_cache=bypass_cache, priority=priority)
+        request = results.predict_request(model, inputs, tuple(outputs), options)
+        return results.predictions(self._inference.Predict(request, timeout=timeout or self._timeout))
+
+    def serving(self) -> inference_pb2.ListModelsResponse:
+        """Versions on the replica that answers."""
+        return self._inference.ListModels(inference_pb2.ListModelsRequest(), timeout=self._timeout)
+
+    def load(self, model: str, *, timeout: float = 300.0) -> inference_pb2.LoadedModel:
+        """Loads a version on the replica that answers and returns when it serves."""
+        return self._inference.LoadModel(inference_pb2.LoadModelRequest(model=model), timeout=timeout).model
+
+    def unload(self, model: str) -> None:
+        """Unloads `NAME@VERSION` on the replica that answers."""
+        self._inference.UnloadModel(inference_pb2.UnloadModelRequest(model=model), timeout=self._timeout)
+
+    def statistics(self, model: str = "") -> inference_pb2.GetStatisticsResponse:
+        """Counters of the replica that answers."""
+        return self._inference.GetStatistics(inference_pb2.GetStatisticsRequest(model=model), timeout=self._timeout)
+
+
+class Models:
+    """Versions and channels in the repository."""
+
+    def __init__(self, connection: grpc.Channel, timeout: float) -> None:
+        self._stub = models_pb2_grpc.ModelServiceStub(connection)
+        self._timeout = timeout
+
+    def push(
+        self,
+        folder: str | Path,
+        name: str,
+        *,
+        task: "models_pb2.Task.ValueType" = models_pb2.TASK_UNSPECIFIED,
+        channels: Sequence[str] = (),
+        progress: Progress | None = None,
+        timeout: float = UPLOAD_TIMEOUT_S,
+    ) -> models_pb2.ModelVersion:
+        """Uploads a folder as a version; a broken upload goes on where it broke. Raises grpc.RpcError, FileNotFoundError."""
+        head = folders.header(Path(folder), name, task, channels)
+        for attempt in range(ATTEMPTS):
+            requests = _counted(folders.chunks(Path(folder), head, self._received(head.upload_id)), head, progress)
+            try:
+                return self._stub.UploadModel(requests, timeout=timeout).model
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or attempt == ATTEMPTS - 1:
+                    raise
+                time.sleep(0.2 * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def _received(self, upload_id: str) -> Mapping[str, int]:
+        try:
+            return self._stub.GetUpload(models_pb2.GetUploadRequest(upload_id=upload_id), timeout=self._timeout).received_bytes
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return {}
+            raise
+
+    def pull(
+        self, reference: str, folder: str | Path, *, progress: Progress | None = None, timeout: float = UPLOAD_TIMEOUT_S
+    ) -> models_pb2.ModelVersion:
+        """Downloads a version's files and checks their digests. Raises grpc.RpcError, ValueError, OSError."""
+        writer, done = folders.FolderWriter(Path(folder)), 0
+        for response in self._stub.DownloadModel(models_pb2.DownloadModelRequest(reference=reference), timeout=timeout):
+            done += writer.take(response)
+            if progress is not None and response.WhichOneof("part") == "chunk":
+                progress(done, done)
+        return writer.finish()
+
+    def get(self, reference: str) -> models_pb2.ModelVersion:
+        return self._stub.GetModel(models_pb2.GetModelRequest(reference=reference), timeout=self._timeout).model
+
+    def list(self, name: str = "") -> Iterator[models_pb2.ModelVersion]:
+        """Every version, by name and number; page by page as it is read."""
+        token = ""
+        while True:
+            page = self._stub.ListModels(models_pb2.ListModelsRequest(name=name, page_token=token), timeout=self._timeout)
+            yield from page.models
+            token = page.next_page_token
+            if not token:
+                return
+
+    def promote(self, name: str, version: int, channel: str = "stable") -> models_pb2.ModelVersion:
+        """Points a channel at a version."""
+        request = models_pb2.SetChannelRequest(name=name, channel=channel, version=version)
+        return self._stub.SetChannel(request, timeout=self._timeout).model
+
+    def roll_back(self, name: str, channel: str = "stable") -> models_pb2.ModelVersion:
+        """Points a channel at the version before."""
+        return self._stub.RollBack(models_pb2.RollBackRequest(name=name, channel=channel), timeout=self._timeout).model
+
+    def delete(self, name: str, version: int) -> None:
+        self._stub.DeleteVersion(models_pb2.DeleteVersionRequest(name=name, version=version), timeout=self._timeout)
+
+
+class Jobs:
+    """Optimization jobs."""
+
+    def __init__(self, connection: grpc.Channel, timeout: float) -> None:
+        self._stub = jobs_pb2_grpc.JobServiceStub(connection)
+        self._timeout = timeout
+
+    def create(self, spec: jobs_pb2.JobSpec, *, request_id: str = "") -> jobs_pb2.Job:
+        """Submits a job (see `hone.specs.job_spec`). Repeating it with the same `request_id` makes one job only."""
+        request = jobs_pb2.CreateJobRequest(request_id=request_id or uuid.uuid4().hex, spec=spec)
+        return self._stub.CreateJob(request, timeout=self._timeout).job
+
+    def get(self, job_id: str) -> jobs_pb2.Job:
+        return self._stub.GetJob(jobs_pb2.GetJobRequest(id=job_id), timeout=self._timeout).job
+
+    def list(self, states: Sequence["jobs_pb2.JobState.ValueType"] = ()) -> Iterator[jobs_pb2.Job]:
+        """Newest first; page by page as it is read."""
+        token = ""
+        while True:
+            page = self._stub.ListJobs(jobs_pb2.ListJobsRequest(states=states, page_token=token), timeout=self._timeout)
+            yield from page.jobs
+            token = page.next_page_token
+            if not token:
+                return
+
+    def cancel(self, job_id: str) -> jobs_pb2.Job:
+        return self._stub.CancelJob(jobs_pb2.CancelJobRequest(id=job_id), timeout=self._timeout).job
+
+    def watch(self, job_id: str, *, after_sequence: int = 0) -> Iterator[jobs_pb2.JobEvent]:
+        """Events until the job has ended; goes on from the last one when the connection breaks. Raises grpc.RpcError."""
+        failures = 0
+        while True:
+            request = jobs_pb2.WatchJobRequest(id=job_id, after_sequence=after_sequence)
+            try:
+                for response in self._stub.WatchJob(request, timeout=WATCH_TIMEOUT_S):
+                    after_sequence, failures = response.event.sequence, 0
+                    yield response.event
+                return
+            except grpc.RpcError as error:
+                failures += 1
+                if error.code() not in PASSING or failures >= ATTEMPTS:
+                    raise
+                time.sleep(0.2 * 2**failures)
+
+    def wait(self, job_id: str) -> jobs_pb2.Job:
+        """Returns the job once it has ended."""
+        for _ in self.watch(job_id):
+            pass
+        return self.get(job_id)
+
+    def techniques(self) -> Sequence[jobs_pb2.Technique]:
+        return self._stub.ListTechniques(jobs_pb2.ListTechniquesRequest(), timeout=self._timeout).techniques
+
+
+class Cache:
+    """The cache service, for programs that keep their own bytes in it."""
+
+    def __init__(self, connection: grpc.Channel, timeout: float) -> None:
+        self._stub = cache_pb2_grpc.CacheServiceStub(connection)
+        self._timeout = timeout
+
+    def get(self, namespace: str, keys: Sequence[bytes]) -> "list[bytes | None]":
+        """Each key's value, None where there is none."""
+        response = self._stub.Get(cache_pb2.GetRequest(namespace=namespace, keys=keys), timeout=self._timeout)
+        return cached_values(response)
+
+    def put(self, namespace: str, entries: Mapping[bytes, bytes], *, ttl: float | None = None) -> "list[cache_pb2.ItemStatus.ValueType]":
+        """Stores entries for `ttl` seconds; each one's status, in order."""
+        return list(self._stub.Put(put_request(namespace, entries, ttl), timeout=self._timeout).statuses)
+
+    def delete(self, namespace: str, keys: Sequence[bytes]) -> None:
+        self._stub.Delete(cache_pb2.DeleteRequest(namespace=namespace, keys=keys), timeout=self._timeout)
+
+    def clear(self, namespace: str) -> int:
+        """Empties a namespace; how many entries it had."""
+        return self._stub.Clear(cache_pb2.ClearRequest(namespace=namespace), timeout=self._timeout).entries
+
+    def stats(self) -> cache_pb2.GetStatsResponse:
+        return self._stub.GetStats(cache_pb2.GetStatsRequest(), timeout=self._timeout)
+
+
+def cached_values(response: cache_pb2.GetResponse) -> list[bytes | None]:
+    return [result.value if result.status == cache_pb2.ITEM_STATUS_OK else None for result in response.results]
+
+
+def put_request(namespace: str, entries: Mapping[bytes, bytes], ttl: float | None) -> cache_pb2.PutRequest:
+    life = None if ttl is None else Duration(seconds=int(ttl), nanos=int(ttl % 1 * 1e9))
+    return cache_pb2.PutRequest(
+        namespace=namespace, entries=[cache_pb2.Entry(key=key, value=value, ttl=life) for key, value in entries.items()]
+    )
+
+
+def _counted(
+    requests: Iterator[models_pb2.UploadModelRequest], head: models_pb2.UploadHeader, progress: Progress | None
+) -> Iterator[models_pb2.UploadModelRequest]:
+    total = sum(entry.size_bytes for entry in head.files)
+    sizes = {entry.path: entry.size_bytes for entry in head.files}
+    before: dict[str, int] = {}  # bytes of files that come before the current one, by path
+    running = 0
+    for path, size in sizes.items():
+        before[path] = running
+        running += size
+    for request in requests:
+        yield request
+        if progress is not None and request.WhichOneof("part") == "chunk":
+            progress(before[request.chunk.path] + request.chunk.offset + len(request.chunk.data), total)
+
+
+__all__ = ["Cache", "Client", "Jobs", "Models", "specs"]

@@ -1,0 +1,192 @@
+"""Remembered answers: a bounded layer in memory in front of the cache service."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Protocol
+
+import structlog
+
+from services.inference.answer_key import decode, encode
+from services.inference.layout import Values
+
+log = structlog.get_logger("hone.answers")
+
+_ENTRY_OVERHEAD_BYTES = 400  # of the mapping, the arrays' headers and the key, measured
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+
+
+class SharedCache(Protocol):
+    """The part of the cache client that is used here."""
+
+    async def get(self, namespace: str, keys: Sequence[bytes], *, timeout: float) -> list[bytes | None]: ...
+
+    async def put(self, namespace: str, entries: Mapping[bytes, bytes], *, ttl: float, timeout: float) -> object: ...
+
+
+class MemoryAnswers:
+    """Least recently used out first, bounded in bytes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[bytes, tuple[Values, int]] = OrderedDict()
+        self.bytes = 0
+
+    def get(self, key: bytes) -> Values | None:
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        self._entries.move_to_end(key)
+        return entry[0]
+
+    def put(self, key: bytes, outputs: Values) -> None:
+        """Keeps copies: a view would keep its whole batch alive."""
+        size = sum(array.nbytes for array in outputs.values()) + _ENTRY_OVERHEAD_BYTES
+        if size > self._max_bytes or key in self._entries:
+            return
+        self._entries[key] = ({name: array.copy() for name, array in outputs.items()}, size)
+        self.bytes += size
+        while self.bytes > self._max_bytes:
+            self.bytes -= self._entries.popitem(last=False)[1][1]
+
+
+class SharedAnswers:
+    """The cache service as other replicas see it too.
+
+    Lookups that come while one is under way share the next call, and so do stores: one call in flight for each, so the
+    cost per row falls as the load grows. A cache that fails or is slow is left alone for a while, longer each time.
+    """
+
+    def __init__(
+        self, cache: SharedCache, *, timeout_s: float, ttl_s: float, max_pending: int = 4096, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._cache = cache
+        self._timeout_s = timeout_s
+        self._ttl_s = ttl_s
+        self._max_pending = max_pending
+        self._clock = clock
+        self._asked: dict[str, _Lot] = {}
+        self._stores: dict[str, dict[bytes, bytes]] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._pause_s = _SHORTEST_PAUSE_S
+        self._paused_until = 0.0
+
+    async def get(self, namespace: str, keys: Sequence[bytes]) -> Mapping[bytes, Values]:
+        """What is known of `keys`, within the time-out; a failing cache knows nothing."""
+        if self._clock() < self._paused_until:
+            return {}
+        lot = self._asked.setdefault(namespace, _Lot())
+        lot.keys.update(dict.fromkeys(keys))
+        self._start(f"get {namespace}", self._ask, namespace)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                found = await asyncio.shield(lot.found)
+        except TimeoutError:
+            self._failed("time-out")
+            return {}
+        return {key: found[key] for key in keys if key in found}
+
+    def put(self, namespace: str, outputs: Mapping[bytes, Values]) -> None:
+        """Stores later, off the caller's path; dropped where too much waits already or the cache fails."""
+        if self._clock() < self._paused_until or sum(map(len, self._stores.values())) + len(outputs) > self._max_pending:
+            return
+        self._stores.setdefault(namespace, {}).update({key: encode(values) for key, values in outputs.items()})
+        self._start(f"put {namespace}", self._store, namespace)
+
+    async def close(self) -> None:
+        """Ends what is under way."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def _start(self, name: str, work: Callable[[str, str], Coroutine[None, None, None]], namespace: str) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = asyncio.get_running_loop().create_task(work(name, namespace))
+
+    async def _ask(self, name: str, namespace: str) -> None:
+        try:
+            while (lot := self._asked.pop(namespace, None)) is not None:
+                lot.answer(await self._lookup(namespace, list(lot.keys)))
+        finally:
+            del self._tasks[name]  # here, not in a callback: nobody may add a lot in between
+
+    async def _lookup(self, namespace: str, keys: Sequence[bytes]) -> Mapping[bytes, Values]:
+        try:
+            values = await self._cache.get(namespace, keys, timeout=self._timeout_s)
+        except Exception as error:  # a cache outage is a miss, whatever it looks like
+            self._failed(repr(error))
+            return {}
+        self._pause_s = _SHORTEST_PAUSE_S
+        decoded = ((key, decode(value)) for key, value in zip(keys, values, strict=True) if value is not None)
+        return {key: outputs for key, outputs in decoded if outputs is not None}
+
+    async def _store(self, name: str, namespace: str) -> None:
+        try:
+            while entries := self._stores.pop(namespace, None):
+                await self._put(namespace, entries)
+        finally:
+            del self._tasks[name]
+
+    async def _put(self, namespace: str, entries: Mapping[bytes, bytes]) -> None:
+        try:
+            await self._cache.put(namespace, entries, ttl=self._ttl_s, timeout=max(1.0, self._timeout_s))
+        except Exception as error:  # as above; the entries are lost, which a cache may
+            self._failed(repr(error))
+
+    def _failed(self, reason: str) -> None:
+        now = self._clock()
+        if now < self._paused_until:
+            return
+        self._paused_until = now + self._pause_s
+        log.warning("the cache does not answer; going on without it", reason=reason[:200], pause_s=self._pause_s)
+        self._pause_s = min(_LONGEST_PAUSE_S, self._pause_s * 2)
+
+
+class _Lot:
+    """Keys of several callers that one call will ask for."""
+
+    def __init__(self) -> None:
+        self.keys: dict[bytes, None] = {}
+        self.found: asyncio.Future[Mapping[bytes, Values]] = asyncio.get_running_loop().create_future()
+
+    def answer(self, found: Mapping[bytes, Values]) -> None:
+        if not self.found.done():
+            self.found.set_result(found)
+
+
+class Answers:
+    """Memory first, then the cache service; either may be absent."""
+
+    def __init__(self, memory: MemoryAnswers | None, shared: SharedAnswers | None) -> None:
+        self._memory = memory
+        self._shared = shared
+
+    @property
+    def enabled(self) -> bool:
+        return self._memory is not None or self._shared is not None
+
+    async def get(self, namespace: str, keys: Sequence[bytes]) -> dict[bytes, Values]:
+        """What is known of `keys`."""
+        found: dict[bytes, Values] = {}
+        if self._memory is not None:
+            found = {key: outputs for key in keys if (outputs := self._memory.get(key)) is not None}
+        missing = [key for key in keys if key not in found]
+        if self._shared is not None and missing:
+            for key, outputs in (await self._shared.get(namespace, missing)).items():
+                found[key] = outputs
+                if self._memory is not None:
+                    self._memory.put(key, outputs)
+        return found
+
+    def put(self, namespace: str, outputs: Mapping[bytes, Values]) -> None:
+        """Remembers computed rows."""
+        if self._memory is not None:
+            for key, values in outputs.items():
+                self._memory.put(key, values)
+        if self._shared is not None:
+            self._shared.put(namespace, outputs)
+
+    async def close(self) -> None:
+        if self._shared is not None:
+            await self._shared.close()

@@ -1,0 +1,57 @@
+"""What a served version did since it was loaded, and the same as Prometheus metrics."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+_TOKENS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Counters of one version; nanoseconds are sums over rows (queue) or batches (compute)."""
+
+    loaded: datetime = field(default_factory=lambda: datetime.now(UTC))
+    requests: int = 0
+    rows: int = 0
+    failed_requests: int = 0
+    refused_requests: int = 0
+    dropped_rows: int = 0
+    cached_rows: int = 0
+    batches: int = 0
+    batch_rows: int = 0
+    real_tokens: int = 0
+    padded_tokens: int = 0
+    queue_ns: int = 0
+    tokenization_ns: int = 0
+    compute_ns: int = 0
+
+
+class Metrics:
+    """The process's batch metrics, by model and version."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ["model", "version"]
+        self.queue_seconds = Histogram("hone_queue_seconds", "Wait of a row in the queue.", labels, buckets=_SECONDS, registry=registry)
+        self.compute_seconds = Histogram(
+            "hone_compute_seconds", "Run of a batch in the backend.", labels, buckets=_SECONDS, registry=registry
+        )
+        self.batch_rows = Histogram("hone_batch_rows", "Rows of a batch.", labels, buckets=_ROWS, registry=registry)
+        self.batch_tokens = Histogram(
+            "hone_batch_padded_tokens", "Tokens of a batch, padding included.", labels, buckets=_TOKENS, registry=registry
+        )
+        self.real_tokens = Counter("hone_real_tokens_total", "Tokens computed, padding not counted.", labels, registry=registry)
+        self.padded_tokens = Counter("hone_padded_tokens_total", "Tokens computed, padding included.", labels, registry=registry)
+        self.closed = Counter("hone_batches_total", "Batches, by why they were closed.", [*labels, "reason"], registry=registry)
+        self.queued_rows = Gauge("hone_queued_rows", "Rows waiting.", labels, registry=registry)
+        self.cached_rows = Counter("hone_cached_rows_total", "Rows answered from memory.", labels, registry=registry)
+        self.predicted_ratio = Histogram(
+            "hone_predicted_over_actual",
+            "Predicted time of a batch over its actual time.",
+            labels,
+            buckets=(0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.33, 2, 4),
+            registry=registry,
+        )

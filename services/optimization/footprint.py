@@ -1,0 +1,81 @@
+"""Load time and memory of one model, measured in a fresh process that has nothing else in it.
+
+Run as a module it is that process: it reads a request from stdin and writes a Footprint to stdout, both JSON.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel
+
+from services import backends
+from services.optimization.failures import Toolchain
+from services.optimization.tokenization import Batch, pad
+from services.repository.manifest import Format, Frozen, Signature
+
+TIMEOUT_SECONDS = 300
+_ROOT = Path(__file__).parents[2]
+
+
+class Footprint(Frozen):
+    """Seconds to load after the engine is imported, and growth of resident memory over loading and one run of every batch."""
+
+    load_seconds: float
+    memory_bytes: int
+
+
+class _Request(BaseModel):
+    folder: Path
+    signature: Signature
+    threads: int
+    batches: list[list[list[int]]]  # token ids of each row of each batch
+
+
+def measure(folder: Path, signature: Signature, threads: int, batches: Iterable[Batch]) -> Footprint:
+    """Raises Toolchain when the process fails."""
+    rows = [batch["input_ids"].tolist() for batch in batches]
+    request = _Request(folder=folder.resolve(), signature=signature, threads=threads, batches=rows)
+    command = [sys.executable, "-P", "-m", "services.optimization.footprint"]
+    environment = os.environ | {"PYTHONPATH": str(_ROOT)}
+    try:
+        done = subprocess.run(  # noqa: S603  our own interpreter and module
+            command, input=request.model_dump_json(), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=environment, check=True
+        )
+    except subprocess.CalledProcessError as error:
+        raise Toolchain(f"measuring memory failed: {error.stderr.strip()[-500:]}") from error
+    except subprocess.TimeoutExpired as error:
+        raise Toolchain(f"measuring memory took longer than {TIMEOUT_SECONDS} s") from error
+    return Footprint.model_validate_json(done.stdout)
+
+
+def _peak_bytes() -> int:
+    """Highest resident memory of this program so far. Not ru_maxrss, which a new program inherits from its parent."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return int(psutil.Process().memory_info().rss)
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def _measure_here(request: _Request) -> Footprint:
+    # The engine itself is no part of the model: it is there before the first one and shared by all.
+    import_module("services.backends.onnxruntime" if request.signature.format is Format.ONNX else "services.backends.torch")
+    before_bytes, start = psutil.Process().memory_info().rss, time.perf_counter()
+    model = backends.load(request.folder, request.signature, request.threads)
+    load_seconds = time.perf_counter() - start
+    outputs = [spec.name for spec in request.signature.outputs]
+    import numpy as np
+
+    for rows in request.batches:
+        model.run(pad([np.array(row) for row in rows], request.signature), outputs)
+    return Footprint(load_seconds=load_seconds, memory_bytes=max(0, _peak_bytes() - before_bytes))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(_measure_here(_Request.model_validate_json(sys.stdin.read())).model_dump_json())

@@ -1,0 +1,122 @@
+"""A checked folder to its signature. Runs in the inspection's child process alone: here the files are really opened."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from services import backends
+from services.optimization import configuration, safetensors_header, uploads
+from services.optimization.configuration import read_json
+from services.optimization.failures import BadModel
+from services.repository.manifest import Format, Signature, Task, TensorSpec
+
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_TEXT_INPUTS = tuple(TensorSpec(name=name, datatype="INT64", shape=(-1, -1)) for name in ("input_ids", "attention_mask"))
+
+
+def parse_folder(folder: Path, task: Task | None) -> Signature:
+    """Raises BadModel."""
+    uploads.check_tree(folder)
+    uploads.check_starts(folder)
+    configuration.refuse_remote_code(folder)
+    has_onnx, has_weights = (folder / "model.onnx").exists(), any(folder.glob("*.safetensors"))
+    if has_onnx and has_weights:
+        raise BadModel("model.onnx: lies beside safetensors; a model is one of them")
+    if has_onnx:
+        from services.optimization.onnx_parsing import parse_onnx
+
+        return parse_onnx(folder, task)
+    if not has_weights:
+        raise BadModel("model: neither model.safetensors nor model.onnx")
+    return _parse_huggingface(folder, task)
+
+
+def _parse_huggingface(folder: Path, task: Task | None) -> Signature:
+    config = read_json(folder, "config.json")
+    if not config:
+        raise BadModel("config.json: missing")
+    if not (folder / "tokenizer.json").exists():
+        raise BadModel("tokenizer.json: missing; a text model is served with its own tokenizer")
+    dtype = _weights_dtype(folder)
+    configuration.check_vocabulary(folder, config)
+    signature = _describe(folder, config, task or _task_of(folder, config), dtype)
+    return _loaded(folder, signature)
+
+
+def _task_of(folder: Path, config: Mapping[str, Any]) -> Task:
+    if configuration.is_sentence_transformer(folder):
+        return Task.EMBEDDING
+    architectures = config.get("architectures") or [""]
+    name = str(architectures[0])
+    if name.endswith("ForSequenceClassification"):
+        return Task.CLASSIFICATION
+    if name.endswith("Model"):
+        return Task.EMBEDDING
+    raise BadModel(f"config.json: the architecture {name!r} is neither an encoder nor a sequence classifier; name the task to choose")
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files of weights; of a sharded model exactly those that its index names. Raises BadModel."""
+    files = sorted(folder.glob("*.safetensors"))
+    index = read_json(folder, "model.safetensors.index.json")
+    if not index:
+        if [file.name for file in files] != ["model.safetensors"]:
+            raise BadModel("model.safetensors.index.json: missing; it says which weights are in which file")
+        return files
+    named = index.get("weight_map")
+    if not isinstance(named, dict) or {*map(str, named.values())} != {file.name for file in files}:
+        raise BadModel("model.safetensors.index.json: names other files than there are")
+    return files
+
+
+def _weights_dtype(folder: Path) -> str:
+    """The one floating-point type of all weights, as torch names it. Raises BadModel."""
+    found = {tensor["dtype"] for shard in _shards(folder) for tensor in safetensors_header.tensors(shard).values()}
+    floating = sorted(dtype for dtype in found if dtype.startswith(("F", "BF")))
+    if len(floating) != 1 or floating[0] not in _DTYPES:
+        raise BadModel(f"model.safetensors: weights of one type among {', '.join(_DTYPES)} are supported, not {floating}")
+    return _DTYPES[floating[0]]
+
+
+def _describe(folder: Path, config: Mapping[str, Any], task: Task, dtype: str) -> Signature:
+    """Everything but the output's width, which the loaded model tells."""
+    if task is Task.TENSOR:
+        raise BadModel("config.json: a Hugging Face folder answers texts, not named tensors")
+    pooling, normalize = configuration.pooling_and_normalization(folder) if task is Task.EMBEDDING else (None, False)
+    return Signature(
+        task=task,
+        format=Format.HUGGINGFACE,
+        inputs=_TEXT_INPUTS,
+        outputs=(),
+        max_tokens=configuration.max_tokens(folder, config),
+        pooling=pooling,
+        normalize=normalize,
+        pad_token_id=configuration.pad_token_id(folder, config),
+        dtype=dtype,
+    )
+
+
+def _loaded(folder: Path, signature: Signature) -> Signature:
+    """Loads as serving will, which finds every weight that is missing, superfluous or of another shape. Raises BadModel."""
+    from services.backends.torch import load_module
+
+    _check_extent(folder)
+    try:
+        config: Any = load_module(folder, signature).model.config
+    except backends.LoadError as error:
+        raise BadModel(str(error)) from error
+    if signature.task is Task.CLASSIFICATION:
+        names = configuration.labels(read_json(folder, "config.json"), config.num_labels)
+        output = TensorSpec(name="logits", datatype="FP32", shape=(-1, len(names)))
+        return signature.model_copy(update={"outputs": (output,), "labels": names})
+    output = TensorSpec(name="embedding", datatype="FP32", shape=(-1, config.hidden_size))
+    return signature.model_copy(update={"outputs": (output,)})
+
+
+def _check_extent(folder: Path) -> None:
+    """Before anything is built by the config: its dimensions are no larger than the weights can fill. Raises BadModel."""
+    config = read_json(folder, "config.json")
+    widest = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    for name, value in config.items():
+        if isinstance(value, int) and value > widest and name.endswith(("size", "layers", "heads", "embeddings", "dim")):
+            raise BadModel(f"config.json: {name} is {value}; the weights hold {widest} bytes in all")

@@ -1,0 +1,60 @@
+"""One Compose project on this machine's engine, under a name and a port of its own."""
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+class ComposeProject:
+    """Runs `docker compose` on `files` (relative to the repository) as project `name`; the gateway is at `address`."""
+
+    def __init__(self, name: str, *files: str) -> None:
+        self._arguments = ["docker", "compose", "--project-name", name, *(part for file in files for part in ("--file", str(ROOT / file)))]
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        self._environment = {**os.environ, "HONE_PORT": str(port)}
+
+    def run(self, *arguments: str, timeout_s: float = 120) -> str:
+        """Standard output of one Compose command.
+
+        Raises:
+            AssertionError: it failed; the message holds what it said.
+        """
+        done = subprocess.run(
+            [*self._arguments, *arguments], env=self._environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+        assert done.returncode == 0, f"docker compose {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def containers(self, service: str) -> list[str]:
+        return self.run("ps", "--quiet", service).split()
+
+    def signal(self, container: str, name: str) -> None:
+        subprocess.run(["docker", "kill", "--signal", name, container], check=True, capture_output=True, timeout=30)
+
+    def stop(self, container: str) -> None:
+        subprocess.run(["docker", "stop", container], check=True, capture_output=True, timeout=60)
+
+    def remove(self) -> None:
+        """Ends every container and deletes the volumes."""
+        self.run("down", "--volumes", "--remove-orphans", "--timeout", "5")
+
+
+def eventually(holds: Callable[[], bool], within_s: float) -> bool:
+    """Asks until it holds; other processes tell nothing when they change, so this polls."""
+    end = time.monotonic() + within_s
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
