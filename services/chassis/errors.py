@@ -10,6 +10,7 @@ import grpc
 from services.chassis import faults
 
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
+MAX_DETAILS_CHARACTERS = 2_000  # details travel as metadata: past the peer's limit the whole status would be lost
 
 COMMON: Mapping[type[BaseException], grpc.StatusCode] = MappingProxyType(
     {
@@ -50,12 +51,15 @@ class ErrorTable:
         for cls in type(error).__mro__:
             code = self._codes.get(cls)
             if code is not None:
-                return Status(code, str(error) or code.name.lower().replace("_", " "), _pushback(error))
+                details = str(error)[:MAX_DETAILS_CHARACTERS] or code.name.lower().replace("_", " ")
+                return Status(code, details, _pushback(error))
         error_id = uuid.uuid4().hex
         return Status(grpc.StatusCode.INTERNAL, f"internal error {error_id}", (), error_id)
 
 
 def _pushback(error: BaseException) -> tuple[tuple[str, str], ...]:
-    if not isinstance(error, faults.Overloaded):
+    """When to come back, where the fault knows it; gRPC's own retries obey this key."""
+    retry_after_s = error.retry_after_s if isinstance(error, faults.Overloaded | faults.Unavailable) else None
+    if retry_after_s is None:
         return ()
-    return ((PUSHBACK_KEY, str(max(1, round(error.retry_after_s * 1000)))),)
+    return ((PUSHBACK_KEY, str(max(1, round(retry_after_s * 1000)))),)

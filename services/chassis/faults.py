@@ -25,7 +25,11 @@ class WrongState(Exception):
 
 
 class Unavailable(Exception):
-    """Known, and not able to answer for the moment: loading, draining, stopping."""
+    """Known, and not able to answer for the moment: loading, draining, stopping; `retry_after_s` where that can be told."""
+
+    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
 
 
 class Overloaded(Exception):

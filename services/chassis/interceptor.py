@@ -18,6 +18,7 @@ Handler = Any  # grpc.RpcMethodHandler: a named tuple without published types
 Context = grpc.aio.ServicerContext[Any, Any]
 
 REQUEST_ID_KEY = "x-request-id"
+_CODES: dict[Any, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}  # an aio context tells its code as a number
 QUIET = ("/grpc.health.v1.", "/grpc.reflection.")  # probes would drown the log
 
 
@@ -91,7 +92,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     async def _refuse(self, method: str, context: Context, error: Exception, set_code: Callable[[grpc.StatusCode], None]) -> None:
         if isinstance(error, grpc.aio.AbortError):  # a library's servicer has answered already
-            set_code(grpc.StatusCode(context.code()))
+            set_code(_CODES[context.code()])
             raise error
         status = self._errors.status(error)
         set_code(status.code)

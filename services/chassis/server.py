@@ -8,20 +8,20 @@ from typing import Any
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
 from services.chassis import logs
 from services.chassis.errors import ErrorTable
+from services.chassis.health import Health
 from services.chassis.interceptor import Interceptor
 from services.chassis.metrics import CallMetrics, metrics_port
 from services.chassis.settings import ServerSettings
 
 log = structlog.get_logger("hone.server")
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+HEALTH_SERVICE = "grpc.health.v1.Health"
 
 
 class Server:
@@ -40,13 +40,13 @@ class Server:
             options=_options(settings),
             maximum_concurrent_rpcs=settings.max_concurrent_calls,
         )
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         self.port = 0
 
     async def set_ready(self, service: str, ready: bool) -> None:
         """Tells health watchers whether `service` (its full name) can do its work."""
-        await self._health.set(service, SERVING if ready else NOT_SERVING)
+        await self._health.set(service, ready)
 
     @asynccontextmanager
     async def running(self, services: Sequence[str]) -> AsyncIterator[None]:
@@ -59,16 +59,20 @@ class Server:
         """
         for name in services:
             await self.set_ready(name, False)
-        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc)
-        self._bind()
+        reflection.enable_server_reflection([*services, HEALTH_SERVICE, reflection.SERVICE_NAME], self.grpc)
+        try:
+            self._bind()
+        except OSError:
+            await self.grpc.stop(None)  # or gRPC complains when it is collected
+            raise
         with metrics_port(self.registry, self._settings.metrics_host, self._settings.metrics_port) as metrics:
             await self.grpc.start()
-            await self.set_ready("", True)
-            log.info("listening", services=list(services), port=self.port, metrics_port=metrics)
             try:
+                await self.set_ready("", True)
+                log.info("listening", services=list(services), port=self.port, metrics_port=metrics)
                 yield
             finally:
-                await self._stop(services)
+                await self._stop()
 
     def _bind(self) -> None:
         try:
@@ -78,9 +82,8 @@ class Server:
         if not self._settings.is_loopback:
             log.warning("listening beyond this machine without credentials", address=self._settings.address)
 
-    async def _stop(self, services: Sequence[str]) -> None:
-        for name in (*services, ""):
-            await self.set_ready(name, False)
+    async def _stop(self) -> None:
+        await self._health.stop()
         log.info("stopping", grace_s=self._settings.grace_s)
         await self.grpc.stop(self._settings.grace_s)
 

@@ -3,9 +3,9 @@
 import os
 import sys
 from ipaddress import ip_address
-from typing import Self, TypeVar
+from typing import TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -18,9 +18,7 @@ class ServerSettings(BaseSettings):
     port: int = Field(0, ge=0, le=65535, description="gRPC port; 0 takes a free one and prints it.")
     metrics_host: str = Field("127.0.0.1", description="Address of the Prometheus port.")
     metrics_port: int | None = Field(None, ge=0, le=65535, description="Prometheus port; unset serves no metrics.")
-    grace_s: float = Field(
-        20, gt=0, description="How long running calls may go on after SIGTERM; longer loses fewer."
-    )
+    grace_s: float = Field(20, gt=0, description="How long running calls may go on after SIGTERM; longer loses fewer.")
     max_message_bytes: int = Field(64 << 20, ge=1 << 16, description="Largest message in or out; larger ones cost memory per call.")
     max_metadata_bytes: int = Field(16 << 10, ge=1 << 10, description="Largest metadata of a call.")
     max_concurrent_calls: int = Field(2048, ge=1, description="Calls at once, probes included; above it RESOURCE_EXHAUSTED.")
@@ -28,15 +26,6 @@ class ServerSettings(BaseSettings):
         60, gt=0, description="Deadline of a call that brings none; without one a lost caller holds its slot."
     )
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe line that is logged.")
-
-    @model_validator(mode="after")
-    def _no_unknown_variables(self) -> Self:
-        prefix = self.model_config.get("env_prefix", "").upper()
-        known = {f"{prefix}{name}".upper() for name in type(self).model_fields}
-        unknown = sorted(name for name in os.environ if prefix and name.upper().startswith(prefix) and name.upper() not in known)
-        if unknown:
-            raise ValueError(f"unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        return self
 
     @property
     def address(self) -> str:
@@ -55,11 +44,26 @@ S = TypeVar("S", bound=ServerSettings)
 
 def load(cls: type[S]) -> S:
     """Reads the settings or ends the process with status 2, every fault on a line of its own."""
+    faults = _unknown_variables(cls)
     try:
-        return cls()
+        settings = cls()
     except ValidationError as error:
-        prefix = cls.model_config.get("env_prefix", "").upper()
-        for fault in error.errors():
-            name = prefix + "_".join(str(part).upper() for part in fault["loc"]) if fault["loc"] else "settings"
-            print(f"{name}: {fault['msg']}", file=sys.stderr)
-        raise SystemExit(2) from None
+        faults += [_line(cls, fault["loc"], fault["msg"]) for fault in error.errors()]
+    if not faults:
+        return settings
+    print("\n".join(faults), file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _unknown_variables(cls: type[ServerSettings]) -> list[str]:
+    """A misspelt setting would otherwise be a default that nobody chose."""
+    prefix = cls.model_config.get("env_prefix", "").upper()
+    known = {f"{prefix}{name}".upper() for name in cls.model_fields}
+    unknown = sorted(name for name in os.environ if prefix and name.upper().startswith(prefix) and name.upper() not in known)
+    return [f"{name}: unknown setting; known are {', '.join(sorted(known))}" for name in unknown]
+
+
+def _line(cls: type[ServerSettings], location: tuple[int | str, ...], message: str) -> str:
+    prefix = cls.model_config.get("env_prefix", "").upper()
+    name = prefix + "_".join(str(part).upper() for part in location) if location else "settings"
+    return f"{name}: {message}"

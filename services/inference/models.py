@@ -17,6 +17,7 @@ from services.repository.store import Repository
 log = structlog.get_logger("hone.models")
 
 Key = tuple[str, int]  # model, version
+LOAD_S = 2.0  # a caller is asked to come back after so long while a version loads
 
 
 class Models:
@@ -65,10 +66,10 @@ class Models:
                 return WrongState(f"model: {wanted} is not loaded on this replica; LoadModel loads it")
             if served is None:
                 self._look.set()
-                return Unavailable(f"{wanted} is about to be loaded")
+                return Unavailable(f"{wanted} is about to be loaded", LOAD_S)
         if served.state is State.FAILED:
             return Unavailable(f"{wanted} could not be loaded: {served.reason}")
-        return Unavailable(f"{wanted} is {served.state.value.lower()}")
+        return Unavailable(f"{wanted} is {served.state.value.lower()}", LOAD_S if served.state is State.LOADING else None)
 
     def all(self) -> list[ServedVersion]:
         """Every version known to this replica."""

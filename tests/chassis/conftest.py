@@ -1,13 +1,18 @@
 """A tiny service of bytes: `/test.Service/Method` for each behaviour given."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+import io
+import json
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import pytest
+import structlog
 
+from services.chassis import logs
 from services.chassis.errors import ErrorTable
 from services.chassis.server import Server
 from services.chassis.settings import ServerSettings
@@ -27,6 +32,16 @@ class Served:
 
     def metric(self, name: str, **labels: str) -> float | None:
         return self.server.registry.get_sample_value(name, labels)
+
+
+@pytest.fixture
+def log_lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """What has been logged so far, as the process itself would write it."""
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    logs.configure("info")
+    yield lambda: [json.loads(line) for line in written.getvalue().splitlines()]
+    structlog.reset_defaults()
 
 
 Serve = Callable[..., AbstractAsyncContextManager[Served]]

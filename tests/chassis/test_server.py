@@ -1,9 +1,11 @@
 """Health, reflection, limits, the port, and an orderly stop."""
 
 import asyncio
+import sys
 import urllib.request
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,7 +13,6 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from services.chassis import logs
 from services.chassis.errors import ErrorTable
 from services.chassis.probe import probe
 from services.chassis.server import Server
@@ -64,16 +65,16 @@ async def test_a_watcher_is_told_before_the_stop_and_does_not_hold_it_up(serve: 
                 first.set()
         except grpc.aio.AioRpcError as error:
             return error.code()
-        return grpc.StatusCode.OK
+        return grpc.StatusCode.OK  # an orderly end
 
     server = Server(ServerSettings(grace_s=3_600), ErrorTable())
-    async with grpc.aio.insecure_channel("127.0.0.1:1") as _, asyncio.timeout(20):
+    async with asyncio.timeout(20):
         async with server.running(["test.Service"]):
             await server.set_ready("test.Service", True)
             channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
             watching = asyncio.ensure_future(watch(channel))
             await first.wait()
-        assert await watching is not grpc.StatusCode.OK
+        assert await watching is grpc.StatusCode.OK
     await channel.close()
     assert told == [SERVING, NOT_SERVING]
 
@@ -119,19 +120,24 @@ async def test_calls_beyond_the_limit_are_refused_at_once(serve: Serve) -> None:
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+async def channel_leaves_ready(channel: grpc.aio.Channel) -> None:
+    """Until the server's notice that it takes no more calls has arrived."""
+    await asyncio.wait_for(channel.wait_for_state_change(grpc.ChannelConnectivity.READY), 10)
+
+
 async def test_a_stop_lets_running_calls_finish_and_refuses_new_ones() -> None:
-    gate, stopping = Gate(), asyncio.Event()
+    gate, started, stopping = Gate(), asyncio.Event(), asyncio.Event()
     server = Server(ServerSettings(grace_s=3_600), ErrorTable())
     handlers = {"Wait": grpc.unary_unary_rpc_method_handler(gate)}
     server.grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", handlers),))
 
     async def live() -> None:
         async with server.running([]):
+            started.set()
             await stopping.wait()
 
     life = asyncio.ensure_future(live())
-    while not server.port:
-        await asyncio.sleep(0)
+    await started.wait()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         wait = channel.unary_unary("/test.Service/Wait")
         running = asyncio.ensure_future(wait(b""))
@@ -140,8 +146,8 @@ async def test_a_stop_lets_running_calls_finish_and_refuses_new_ones() -> None:
         assert (await watcher.read()).status == SERVING
         stopping.set()
         assert (await watcher.read()).status == NOT_SERVING
-        with pytest.raises(grpc.aio.AioRpcError):
-            await watcher.read()  # its end says that the stop has begun
+        assert await watcher.read() is grpc.aio.EOF
+        await channel_leaves_ready(channel)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await wait(b"")
         gate.open.set()
@@ -150,21 +156,18 @@ async def test_a_stop_lets_running_calls_finish_and_refuses_new_ones() -> None:
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_the_metrics_port_serves_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure("info")
+async def test_the_metrics_port_serves_the_registry(log_lines: Callable[[], Any]) -> None:
     server = Server(ServerSettings(metrics_port=0), ErrorTable())
     async with server.running([]):
-        (line,) = [line for line in capsys.readouterr().err.splitlines() if '"listening"' in line]
-        port = line.partition('"metrics_port": ')[2].partition(",")[0]
+        (port,) = [line["metrics_port"] for line in log_lines() if line["event"] == "listening"]
         page = await asyncio.to_thread(lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read())
     assert b"grpc_server_in_flight" in page
 
 
-async def test_listening_to_everyone_is_warned_about(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure("warning")
+async def test_listening_to_everyone_is_warned_about(log_lines: Callable[[], Any]) -> None:
     async with Server(ServerSettings(host="0.0.0.0"), ErrorTable()).running([]):
         pass
-    assert "without credentials" in capsys.readouterr().err
+    assert any("without credentials" in line["event"] and line["level"] == "warning" for line in log_lines())
 
 
 async def test_the_probe_tells_serving_from_anything_else(serve: Serve) -> None:
@@ -179,9 +182,6 @@ async def test_the_probe_tells_serving_from_anything_else(serve: Serve) -> None:
 
 
 async def probe_status(*arguments: str) -> int:
-    import sys
-    from pathlib import Path
-
     command = [sys.executable, "-m", "services.chassis.probe", *arguments]
     process = await asyncio.create_subprocess_exec(*command, cwd=Path(__file__).parents[2], stderr=asyncio.subprocess.DEVNULL)
     return await process.wait()

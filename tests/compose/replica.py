@@ -1,3 +1,4 @@
+# ruff: noqa: N802  # methods are named as the contract names its RPCs
 """A hand-written replica that speaks the inference contract: says its name, can be stuck, and turns NOT_SERVING when told.
 
 SIGUSR1 turns the service NOT_SERVING, SIGUSR2 SERVING again; both leave it answering, so that only health can tell.
@@ -10,6 +11,7 @@ from typing import Any
 
 from hone.inference.v1 import inference_pb2 as pb
 from hone.inference.v1 import inference_pb2_grpc as stubs
+
 from services.chassis.errors import ErrorTable
 from services.chassis.server import Server, run, until_signalled
 from services.chassis.settings import ServerSettings

@@ -1,6 +1,7 @@
 """The client for asyncio: the same calls, awaited."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from hone import channel, folders, results
 from hone.cache.v1 import cache_pb2, cache_pb2_grpc
-from hone.client import ATTEMPTS, PASSING, UPLOAD_TIMEOUT_S, WATCH_TIMEOUT_S, cached_values, put_request
+from hone.client import ATTEMPTS, NOT_YET, PASSING, POLL_S, UPLOAD_TIMEOUT_S, WATCH_TIMEOUT_S, cached_values, put_request
 from hone.inference.v1 import inference_pb2, inference_pb2_grpc
 from hone.optimization.v1 import jobs_pb2, jobs_pb2_grpc
 from hone.repository.v1 import models_pb2, models_pb2_grpc
@@ -104,6 +105,27 @@ class Client:
     async def serving(self) -> inference_pb2.ListModelsResponse:
         """Versions on the replica that answers."""
         return await self._inference.ListModels(inference_pb2.ListModelsRequest(), timeout=self._timeout)
+
+    async def wait_until_served(self, model: str, *, version: int | None = None, timeout: float = 120.0) -> inference_pb2.ModelStatistics:
+        """Returns when the replica that answers serves the reference, and by `version` where that is given.
+
+        Raises:
+            TimeoutError: not within `timeout` seconds; the text says what the server answered last.
+            grpc.RpcError: a failure that waiting does not mend.
+        """
+        end, last = time.monotonic() + timeout, ""
+        while time.monotonic() < end:
+            try:
+                (found,) = (await self.statistics(model)).models
+                if version in (None, found.version):
+                    return found
+                last = f"served by version {found.version}"
+            except grpc.RpcError as error:
+                if error.code() not in NOT_YET:
+                    raise
+                last = str(error.details())
+            await asyncio.sleep(POLL_S)
+        raise TimeoutError(f"{model}: {last}")
 
     async def load(self, model: str, *, timeout: float = 300.0) -> inference_pb2.LoadedModel:
         """Loads a version on the replica that answers and returns when it serves."""

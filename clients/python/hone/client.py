@@ -21,6 +21,8 @@ UPLOAD_TIMEOUT_S = 1800.0
 WATCH_TIMEOUT_S = 600.0  # of one stream; watching goes on with the next
 ATTEMPTS = 5
 PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+NOT_YET = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND)  # a version on its way to a replica
+POLL_S = 0.2
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
@@ -115,6 +117,27 @@ class Client:
     def serving(self) -> inference_pb2.ListModelsResponse:
         """Versions on the replica that answers."""
         return self._inference.ListModels(inference_pb2.ListModelsRequest(), timeout=self._timeout)
+
+    def wait_until_served(self, model: str, *, version: int | None = None, timeout: float = 120.0) -> inference_pb2.ModelStatistics:
+        """Returns when the replica that answers serves the reference, and by `version` where that is given.
+
+        Raises:
+            TimeoutError: not within `timeout` seconds; the text says what the server answered last.
+            grpc.RpcError: a failure that waiting does not mend.
+        """
+        end, last = time.monotonic() + timeout, ""
+        while time.monotonic() < end:
+            try:
+                (found,) = (self.statistics(model)).models
+                if version in (None, found.version):
+                    return found
+                last = f"served by version {found.version}"
+            except grpc.RpcError as error:
+                if error.code() not in NOT_YET:
+                    raise
+                last = str(error.details())
+            time.sleep(POLL_S)
+        raise TimeoutError(f"{model}: {last}")
 
     def load(self, model: str, *, timeout: float = 300.0) -> inference_pb2.LoadedModel:
         """Loads a version on the replica that answers and returns when it serves."""

@@ -38,8 +38,9 @@ def _apply(context: Context) -> Outcome:
         context.progress(index / len(weights), f"casting {name}")
         counts = _cast_weights(context.source / name, context.target / name)
         notes = {key: notes[key] + counts[key] for key in notes}
+    described = (*folder.TOKENIZER_FILES, *folder.DESCRIPTION_FILES, *folder.SENTENCE_TRANSFORMERS_FILES, "model.safetensors.index.json")
+    folder.copy_files(context.source, context.target, described)
     _write_config(context.source / "config.json", context.target / "config.json")
-    folder.copy_files(context.source, context.target, (*folder.TOKENIZER_FILES, "model.safetensors.index.json"))
     return Outcome(context.signature.model_copy(update={"dtype": DTYPE}), notes)
 
 

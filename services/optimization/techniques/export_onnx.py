@@ -150,7 +150,7 @@ def _apply(context: Context) -> Outcome:
     if parameters.optimize:
         context.progress(0.6, "fusing")
         notes |= _fuse(raw, path, config)
-    folder.copy_files(context.source, context.target, folder.TOKENIZER_FILES)
+    folder.copy_files(context.source, context.target, (*folder.TOKENIZER_FILES, *folder.DESCRIPTION_FILES))
     context.progress(0.7, "verifying on other shapes")
     notes["largest_deviation"] = _verify(module, context.target, signature, context.threads, config.vocab_size)
     return Outcome(signature, notes)

@@ -200,6 +200,6 @@ def quantize(context: Context, parameters: "DynamicInt8Parameters") -> Outcome:
         trials, errors = _search(search, parameters.target_fidelity)
     chosen = _pick(trials, parameters.target_fidelity)
     chosen.path.replace(context.target / MODEL)
-    folder.copy_files(context.source, context.target, folder.TOKENIZER_FILES)
+    folder.copy_files(context.source, context.target, (*folder.TOKENIZER_FILES, *folder.DESCRIPTION_FILES))
     signature: Signature = context.signature.model_copy(update={"dtype": "int8"})
     return Outcome(signature, _notes(search, trials, chosen, errors))

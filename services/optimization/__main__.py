@@ -1,0 +1,82 @@
+"""`python -m services.optimization`: the repository's door and the optimization jobs."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+
+import grpc
+from hone.optimization.v1 import jobs_pb2_grpc
+from hone.repository.v1 import models_pb2_grpc
+
+from services.chassis.errors import ErrorTable
+from services.chassis.server import Server, run, until_signalled
+from services.chassis.settings import load
+from services.optimization import job_servicer, model_servicer
+from services.optimization.failures import BadModel
+from services.optimization.runner import Runner
+from services.optimization.settings import OptimizationSettings
+from services.optimization.store import JobStore, RequestTaken, UnknownJob
+from services.repository.channels import NoEarlierVersion
+from services.repository.references import BadName
+from services.repository.store import InUse, Repository, UnknownModel
+from services.repository.uploads import BadUpload, UnknownUpload, UploadLimits, Uploads, UploadTooLarge
+
+ERRORS = ErrorTable(
+    {
+        BadName: grpc.StatusCode.INVALID_ARGUMENT,
+        BadUpload: grpc.StatusCode.INVALID_ARGUMENT,
+        BadModel: grpc.StatusCode.INVALID_ARGUMENT,
+        UnknownModel: grpc.StatusCode.NOT_FOUND,
+        UnknownUpload: grpc.StatusCode.NOT_FOUND,
+        UnknownJob: grpc.StatusCode.NOT_FOUND,
+        UploadTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+        RequestTaken: grpc.StatusCode.ALREADY_EXISTS,
+        NoEarlierVersion: grpc.StatusCode.FAILED_PRECONDITION,
+        InUse: grpc.StatusCode.FAILED_PRECONDITION,
+    }
+)
+
+UPLOAD_LIFE_S = 7 * 24 * 3600  # an unfinished upload that nobody touched for so long is given up
+
+
+async def main(settings: OptimizationSettings) -> None:
+    async with AsyncExitStack() as stack:
+        server = Server(settings, ERRORS)
+        repository = Repository(settings.repository)
+        uploads = Uploads(repository.root / "uploads", UploadLimits(settings.max_upload_bytes))
+        await asyncio.to_thread(_tidy, repository, uploads)
+        store = JobStore.at(settings.folder)
+        stack.callback(store.close)
+        runner = Runner(store, repository, settings)
+        await stack.enter_async_context(_running(runner))
+        jobs = job_servicer.JobServicer(store, runner, repository, settings.max_queued_jobs)
+        jobs_pb2_grpc.add_JobServiceServicer_to_server(jobs, server.grpc)
+        models_pb2_grpc.add_ModelServiceServicer_to_server(model_servicer.ModelServicer(repository, uploads), server.grpc)
+        await stack.enter_async_context(server.running([job_servicer.NAME, model_servicer.NAME]))
+        await server.set_ready(job_servicer.NAME, True)
+        await server.set_ready(model_servicer.NAME, True)
+        await until_signalled()
+
+
+def _tidy(repository: Repository, uploads: Uploads) -> None:
+    """This service alone writes to the repository, so what is unfinished there was left by an earlier life of it."""
+    repository.sweep()
+    uploads.sweep(time.time() - UPLOAD_LIFE_S)
+
+
+@asynccontextmanager
+async def _running(runner: Runner) -> AsyncIterator[None]:
+    task = asyncio.get_running_loop().create_task(runner.run())
+    try:
+        yield
+    finally:
+        await runner.stop()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+if __name__ == "__main__":
+    settings = load(OptimizationSettings)
+    run(main(settings), settings)

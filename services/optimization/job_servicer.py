@@ -1,0 +1,122 @@
+"""JobService: converts, checks at the door, hands over."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import grpc
+from hone.optimization.v1 import jobs_pb2 as pb
+from hone.optimization.v1 import jobs_pb2_grpc
+
+from services.chassis.faults import InvalidField, Overloaded
+from services.optimization import wire
+from services.optimization.jobs import Job, State
+from services.optimization.recipe import default_recipes, validate_recipes
+from services.optimization.runner import Runner
+from services.optimization.spec import Spec
+from services.optimization.store import JobStore
+from services.optimization.techniques import TECHNIQUES
+from services.repository.store import Repository, Resolved
+
+NAME = pb.DESCRIPTOR.services_by_name["JobService"].full_name
+Context = grpc.aio.ServicerContext[object, object]
+RETRY_QUEUE_S = 30.0
+
+
+class JobServicer(jobs_pb2_grpc.JobServiceServicer):
+    """Everything that can be known without running is checked when a job is created."""
+
+    def __init__(self, store: JobStore, runner: Runner, repository: Repository, max_queued: int) -> None:
+        self._store = store
+        self._runner = runner
+        self._repository = repository
+        self._max_queued = max_queued
+
+    async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
+        if len(request.request_id) > 64:
+            raise InvalidField("request_id", "must be at most 64 characters")
+        spec = wire.spec_from(request.spec)
+        if not spec.source:
+            raise InvalidField("spec.source", "must name a model")
+        source = await asyncio.to_thread(self._repository.resolve, spec.source)
+        _check(spec, source)
+        job = Job(
+            id=uuid.uuid4().hex,
+            request_id=request.request_id or uuid.uuid4().hex,
+            fingerprint=spec.fingerprint,
+            spec=spec.model_dump_json(),
+            source=source.manifest.reference,
+            created=datetime.now(UTC),
+        )
+        created = await asyncio.to_thread(self._create, job)
+        self._runner.wake()
+        return pb.CreateJobResponse(job=wire.job_message(created))
+
+    def _create(self, job: Job) -> Job:
+        known = self._store.find_request(job.request_id)
+        if known is None and self._store.count(State.QUEUED) >= self._max_queued:
+            raise Overloaded(f"{self._max_queued} jobs are waiting", RETRY_QUEUE_S)
+        return self._store.create(job)
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
+        return pb.GetJobResponse(job=wire.job_message(await asyncio.to_thread(self._store.get, request.id)))
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
+        if not 0 <= request.page_size <= 1000:
+            raise InvalidField("page_size", f"must be 1 to 1000, not {request.page_size}")
+        states = [_state(index, value) for index, value in enumerate(request.states)]
+        page = await asyncio.to_thread(self._store.page, request.page_size or 50, request.page_token, states)
+        return pb.ListJobsResponse(jobs=[wire.job_message(job, brief=True) for job in page.jobs], next_page_token=page.token)
+
+    async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:
+        return pb.CancelJobResponse(job=wire.job_message(await self._runner.cancel(request.id)))
+
+    async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncIterator[pb.WatchJobResponse]:
+        if request.after_sequence < 0:
+            raise InvalidField("after_sequence", "must be 0 or more")
+        after = request.after_sequence
+        while True:
+            change = asyncio.ensure_future(self._runner.next_change(request.id))
+            try:
+                job = await asyncio.to_thread(self._store.get, request.id)
+                for event in await asyncio.to_thread(self._store.events, request.id, after):
+                    after = event.sequence
+                    yield pb.WatchJobResponse(event=wire.event_message(event))
+                if job.has_ended and after >= job.last_sequence:
+                    return
+                await change
+            finally:
+                change.cancel()
+
+    async def ListTechniques(self, request: pb.ListTechniquesRequest, context: Context) -> pb.ListTechniquesResponse:
+        return pb.ListTechniquesResponse(techniques=[wire.technique_message(technique) for technique in TECHNIQUES])
+
+
+def _check(spec: Spec, source: Resolved) -> None:
+    """Recipes against the source, texts against each other. Raises InvalidField."""
+    calibrated = bool(spec.calibration_texts)
+    signature = source.manifest.signature
+    recipes = spec.recipes or default_recipes(signature, calibrated=calibrated)
+    if not recipes:
+        raise InvalidField("spec.recipes", f"there are no defaults for a {signature.task} model; name the steps")
+    try:
+        validate_recipes(recipes, signature, calibrated=calibrated)
+    except ValueError as error:
+        field, _, reason = str(error).partition(": ")
+        raise InvalidField(f"spec.{field}", reason) from error
+    if not spec.evaluation_texts:
+        raise InvalidField("spec.evaluation_texts", "must not be empty: nothing is published unmeasured")
+    seen: set[str] = set()
+    for name, texts in (("calibration_texts", spec.calibration_texts), ("evaluation_texts", spec.evaluation_texts)):
+        for index, text in enumerate(texts):
+            if not text.strip() or text in seen:
+                raise InvalidField(f"spec.{name}[{index}]", "must be neither empty nor the same as another text")
+            seen.add(text)
+
+
+def _state(index: int, value: "pb.JobState.ValueType") -> State:
+    try:
+        return State(pb.JobState.Name(value).removeprefix("JOB_STATE_"))
+    except ValueError:
+        raise InvalidField(f"states[{index}]", f"{value} is not a state") from None

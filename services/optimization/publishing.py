@@ -1,0 +1,35 @@
+"""From an accepted candidate to a sealed version."""
+
+import shutil
+
+from services.optimization.jobs import Job
+from services.optimization.spec import Spec
+from services.optimization.worker import Outcome
+from services.repository.manifest import Manifest
+from services.repository.references import parse
+from services.repository.store import Origin, Repository
+
+
+def publish(repository: Repository, job: Job, outcome: Outcome) -> Manifest:
+    """Seals the chosen candidate and points the asked channels at it; doing it twice makes one version.
+
+    Raises:
+        OSError: the disk is full or fails; no version is visible then.
+    """
+    spec = Spec.model_validate_json(job.spec)
+    name = spec.publish.name or parse(job.source).name
+    manifest = repository.find(name, job=job.id) or _seal(repository, name, job, outcome)
+    for channel in spec.publish.channels:
+        repository.set_channel(name, channel, manifest.version)
+    return manifest
+
+
+def _seal(repository: Repository, name: str, job: Job, outcome: Outcome) -> Manifest:
+    if outcome.report is None or outcome.chosen_folder is None or outcome.chosen_signature is None:
+        raise ValueError("nothing was chosen")
+    chosen = next(candidate for candidate in outcome.report.candidates if candidate.name == outcome.report.chosen)
+    recipe = {"name": chosen.name, "steps": [step.model_dump(mode="json") for step in chosen.steps]}
+    report = outcome.report.model_dump(mode="json")
+    with repository.staging() as staged:
+        shutil.copytree(outcome.chosen_folder, staged, dirs_exist_ok=True)
+        return repository.seal(staged, name, outcome.chosen_signature, Origin(parent=job.source, job=job.id, recipe=recipe, report=report))

@@ -1,0 +1,43 @@
+"""What a job was asked for, checked before it is accepted."""
+
+import hashlib
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from services.optimization.recipe import Gates, Objective, Recipe
+from services.repository.manifest import Frozen
+from services.repository.references import check_channel, check_name
+
+
+class Publication(Frozen):
+    """Where an accepted candidate goes; an empty name means the source's."""
+
+    name: str = ""
+    channels: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_are_valid(self) -> Self:
+        if self.name:
+            check_name(self.name)
+        for channel in self.channels:
+            check_channel(channel)
+        return self
+
+
+class Spec(Frozen):
+    """A job's request in plain values; empty `recipes` means the defaults for the source."""
+
+    source: str
+    recipes: tuple[Recipe, ...] = Field((), max_length=64)
+    evaluation_texts: tuple[str, ...] = Field((), max_length=100_000)
+    calibration_texts: tuple[str, ...] = Field((), max_length=100_000)
+    gates: Gates = Gates()
+    objective: Objective = Objective.THROUGHPUT
+    publish: Publication = Publication()
+    seed: int = Field(0, ge=0)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal requests."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

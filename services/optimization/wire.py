@@ -1,0 +1,250 @@
+"""Between the contract's messages and our own values."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+from hone.optimization.v1 import jobs_pb2 as pb
+from hone.repository.v1 import models_pb2
+from pydantic import ValidationError
+
+from services.chassis.faults import InvalidField
+from services.optimization.jobs import Event, Job, State
+from services.optimization.recipe import Gates, Objective
+from services.optimization.report import Candidate, Interval, Measurement, Report
+from services.optimization.spec import Spec
+from services.optimization.techniques import Technique
+from services.repository.manifest import FileEntry, Format, Manifest, Task, TensorSpec
+
+T = TypeVar("T")
+
+_OBJECTIVES = {pb.OBJECTIVE_UNSPECIFIED: Objective.THROUGHPUT, pb.OBJECTIVE_THROUGHPUT: Objective.THROUGHPUT} | {
+    pb.OBJECTIVE_LATENCY: Objective.LATENCY,
+    pb.OBJECTIVE_SIZE: Objective.SIZE,
+}
+_TASKS = {
+    Task.EMBEDDING: models_pb2.TASK_EMBEDDING,
+    Task.CLASSIFICATION: models_pb2.TASK_CLASSIFICATION,
+    Task.TENSOR: models_pb2.TASK_TENSOR,
+}
+_FORMATS = {Format.HUGGINGFACE: models_pb2.FORMAT_HUGGINGFACE, Format.ONNX: models_pb2.FORMAT_ONNX}
+
+
+def checked(prefix: str, make: Callable[[], T]) -> T:
+    """`make()`, its first fault as InvalidField with the path of the field in the request."""
+    try:
+        return make()
+    except ValidationError as error:
+        fault = error.errors()[0]
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
+        raise InvalidField(f"{prefix}{path}", str(fault["msg"])) from error
+
+
+# Jobs
+
+
+def spec_from(message: pb.JobSpec) -> Spec:
+    """Raises InvalidField."""
+    if message.objective not in _OBJECTIVES:
+        raise InvalidField("spec.objective", f"{message.objective} is not an objective")
+    return checked(
+        "spec",
+        lambda: Spec.model_validate(
+            {
+                "source": message.source,
+                "recipes": [{"name": recipe.name, "steps": [_step(step) for step in recipe.steps]} for recipe in message.recipes],
+                "evaluation_texts": tuple(message.evaluation_texts),
+                "calibration_texts": tuple(message.calibration_texts),
+                "gates": {name: getattr(message.gates, name) for name in Gates.model_fields if message.gates.HasField(name)},  # type: ignore[arg-type]
+                "objective": _OBJECTIVES[message.objective],
+                "publish": {"name": message.publish.name, "channels": tuple(message.publish.channels)},
+                "seed": message.seed,
+            }
+        ),
+    )
+
+
+def _step(step: pb.Step) -> dict[str, Any]:
+    return {
+        "technique": step.technique,
+        "parameters": {name: _whole(value) for name, value in json_format.MessageToDict(step.parameters).items()},
+    }
+
+
+def _whole(value: Any) -> Any:
+    """A Struct knows doubles only; a whole one is an integer again."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {name: _whole(entry) for name, entry in value.items()}
+    return [_whole(entry) for entry in value] if isinstance(value, list) else value
+
+
+def job_message(job: Job, *, brief: bool = False) -> pb.Job:
+    """`brief` leaves out the report and the texts."""
+    spec = Spec.model_validate_json(job.spec)
+    return pb.Job(
+        id=job.id,
+        spec=_spec_message(spec, brief=brief),
+        state=pb.JobState.Value(f"JOB_STATE_{job.state}"),
+        created=timestamp(job.created),
+        started=timestamp(job.started),
+        ended=timestamp(job.ended),
+        failure=_failure(job),
+        report=report_message(Report.model_validate_json(job.report)) if job.report and not brief else None,
+        published=job.published,
+        last_sequence=job.last_sequence,
+    )
+
+
+def _failure(job: Job) -> pb.Failure | None:
+    if job.state is not State.FAILED:
+        return None
+    return pb.Failure(failure_class=pb.FailureClass.Value(f"FAILURE_CLASS_{job.failure_class}"), message=job.failure_message)
+
+
+def _spec_message(spec: Spec, *, brief: bool) -> pb.JobSpec:
+    return pb.JobSpec(
+        source=spec.source,
+        recipes=[
+            pb.Recipe(name=recipe.name, steps=[_step_message(step.technique, step.parameters) for step in recipe.steps])
+            for recipe in spec.recipes
+        ],
+        evaluation_texts=() if brief else spec.evaluation_texts,
+        calibration_texts=() if brief else spec.calibration_texts,
+        gates=pb.Gates(min_fidelity=spec.gates.min_fidelity, min_gain=spec.gates.min_gain, min_examples=spec.gates.min_examples),
+        objective=pb.Objective.Value(f"OBJECTIVE_{spec.objective}"),
+        publish=pb.Publication(name=spec.publish.name, channels=spec.publish.channels),
+        seed=spec.seed,
+    )
+
+
+def _step_message(technique: str, parameters: Mapping[str, Any]) -> pb.Step:
+    return pb.Step(technique=technique, parameters=struct(parameters))
+
+
+def report_message(report: Report) -> pb.Report:
+    return pb.Report(
+        original=_measurement(report.original),
+        candidates=[_candidate(candidate) for candidate in report.candidates],
+        chosen=report.chosen,
+        environment=struct(report.environment),
+    )
+
+
+def _candidate(candidate: Candidate) -> pb.Candidate:
+    return pb.Candidate(
+        name=candidate.name,
+        steps=[_step_message(step.technique, step.parameters) for step in candidate.steps],
+        verdict=pb.Verdict.Value(f"VERDICT_{candidate.verdict}"),
+        reason=candidate.reason,
+        measurement=_measurement(candidate.measurement) if candidate.measurement else None,
+        fidelity=_interval(candidate.fidelity),
+        min_fidelity=candidate.min_fidelity,
+        speedup=_interval(candidate.speedup),
+        size_ratio=candidate.size_ratio,
+        notes=struct(candidate.notes),
+        optimization_seconds=candidate.optimization_seconds,
+    )
+
+
+def _measurement(measurement: Measurement) -> pb.Measurement:
+    return pb.Measurement(
+        size_bytes=measurement.size_bytes,
+        load_seconds=measurement.load_seconds,
+        workloads=[pb.WorkloadResult(**workload.model_dump()) for workload in measurement.workloads],
+        memory_bytes=measurement.memory_bytes,
+    )
+
+
+def _interval(interval: Interval | None) -> pb.Interval | None:
+    return pb.Interval(estimate=interval.estimate, low=interval.low, high=interval.high) if interval else None
+
+
+def event_message(event: Event) -> pb.JobEvent:
+    return pb.JobEvent(
+        sequence=event.sequence,
+        time=timestamp(event.time),
+        state=pb.JobState.Value(f"JOB_STATE_{event.state}"),
+        stage=event.stage,
+        fraction=event.fraction,
+        message=event.message,
+    )
+
+
+def technique_message(technique: Technique) -> pb.Technique:
+    return pb.Technique(
+        name=technique.name,
+        summary=technique.summary,
+        parameters_schema=struct(technique.parameters.model_json_schema()),
+        needs_calibration=technique.needs_calibration,
+        hardware_note=technique.hardware_note(),
+        source_formats=list(technique.source_formats),
+        target_format=technique.target_format,
+    )
+
+
+# Models
+
+
+def task_from(value: "models_pb2.Task.ValueType") -> Task | None:
+    """None for UNSPECIFIED. Raises InvalidField."""
+    if value == models_pb2.TASK_UNSPECIFIED:
+        return None
+    found = next((task for task, number in _TASKS.items() if number == value), None)
+    if found is None:
+        raise InvalidField("header.task", f"{value} is not a task")
+    return found
+
+
+def files_from(messages: Sequence[models_pb2.File]) -> list[FileEntry]:
+    """Raises InvalidField."""
+    return [
+        checked(f"header.files[{index}]", lambda file=file: FileEntry(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256))  # type: ignore[misc]
+        for index, file in enumerate(messages)
+    ]
+
+
+def model_message(manifest: Manifest, channels: Mapping[str, int]) -> models_pb2.ModelVersion:
+    signature = manifest.signature
+    return models_pb2.ModelVersion(
+        name=manifest.name,
+        version=manifest.version,
+        task=_TASKS[signature.task],
+        format=_FORMATS[signature.format],
+        digest=manifest.digest,
+        size_bytes=manifest.size_bytes,
+        files=[models_pb2.File(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256) for file in manifest.files],
+        inputs=[_tensor_spec(spec) for spec in signature.inputs],
+        outputs=[_tensor_spec(spec) for spec in signature.outputs],
+        labels=signature.labels,
+        max_tokens=signature.max_tokens,
+        created=timestamp(manifest.created),
+        parent=manifest.parent,
+        recipe=struct(manifest.recipe),
+        report=struct(manifest.report),
+        channels=[channel for channel, version in channels.items() if version == manifest.version],
+    )
+
+
+def _tensor_spec(spec: TensorSpec) -> models_pb2.TensorSpec:
+    return models_pb2.TensorSpec(name=spec.name, datatype=spec.datatype, shape=spec.shape)
+
+
+def struct(content: Mapping[str, Any]) -> Struct:
+    """Plain JSON as a Struct."""
+    message = Struct()
+    json_format.Parse(json.dumps(content, default=str), message)
+    return message
+
+
+def timestamp(moment: datetime | None) -> Timestamp | None:
+    if moment is None:
+        return None
+    message = Timestamp()
+    message.FromDatetime(moment)
+    return message

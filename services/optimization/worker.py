@@ -1,0 +1,87 @@
+"""One job's work in a process of its own: `python -m services.optimization.worker FOLDER`.
+
+Reads `FOLDER/task.json`, tells its progress as JSON lines on standard output, leaves `FOLDER/result.json`. It runs on its own
+share of the cores at a lower priority, and dies with the service that started it.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TextIO
+
+from services.optimization.execution import Plan, execute
+from services.optimization.failures import FailureClass, OptimizationFailure
+from services.optimization.report import Report
+from services.repository.manifest import Frozen, Signature
+
+TASK, RESULT = "task.json", "result.json"
+_PR_SET_PDEATHSIG = 1
+
+
+class Task(Frozen):
+    """What the service hands over; folders are absolute."""
+
+    plan: Plan
+    original: Path
+    signature: Signature
+    scratch: Path
+    kept_steps: Path
+    cores: tuple[int, ...]
+    nice: int
+
+
+class Outcome(Frozen):
+    """What the worker leaves: a report with the chosen folder, or a failure."""
+
+    report: Report | None = None
+    chosen_folder: Path | None = None
+    chosen_signature: Signature | None = None
+    failure_class: FailureClass | None = None
+    failure_message: str = ""
+
+
+def perform(task: Task, progress: Callable[[str, float, str], None]) -> Outcome:
+    """Runs the job; a failure whose text is fit for the caller becomes an outcome. Raises everything else."""
+    try:
+        execution = execute(task.plan, task.original, task.signature, task.scratch, task.kept_steps, progress)
+    except OptimizationFailure as failure:
+        return Outcome(failure_class=failure.failure_class, failure_message=str(failure))
+    except MemoryError:
+        return Outcome(failure_class=FailureClass.OUT_OF_MEMORY, failure_message="the job asked for more memory than there is")
+    return Outcome(report=execution.report, chosen_folder=execution.chosen_folder, chosen_signature=execution.chosen_signature)
+
+
+def take_share(cores: Iterable[int], nice: int) -> None:
+    """Binds this process and its children to `cores`, lowers its priority, and ties its life to its parent's."""
+    os.sched_setaffinity(0, set(cores))
+    os.setpriority(os.PRIO_PROCESS, 0, nice)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _private_stdout() -> TextIO:
+    """Standard output for the protocol alone: what libraries print goes to the log, where standard error goes."""
+    private = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return private
+
+
+def _main(folder: Path) -> None:
+    events = _private_stdout()
+    task = Task.model_validate_json((folder / TASK).read_bytes())
+    take_share(task.cores, task.nice)
+
+    def tell(stage: str, fraction: float, message: str) -> None:
+        print(json.dumps({"stage": stage, "fraction": fraction, "message": message}), file=events, flush=True)
+
+    outcome = perform(task, tell)
+    staged = folder / f"{RESULT}.part"
+    staged.write_text(outcome.model_dump_json())
+    staged.replace(folder / RESULT)
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

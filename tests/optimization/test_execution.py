@@ -1,0 +1,178 @@
+"""Whole executions on a real model with one layer; nothing here depends on which candidate is faster."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from benchmarks.sentences import sentences
+from services import backends
+from services.optimization.execution import Execution, Plan, execute
+from services.optimization.failures import NotEnoughData
+from services.optimization.inspection import inspect_folder
+from services.optimization.recipe import Gates, Objective, Recipe, Step
+from services.optimization.report import Report, Verdict
+from services.repository.manifest import Format, Signature, Task, TensorSpec
+from tests.models import classifier, classifier_signature, minilm_signature, shallow_minilm
+
+TEXTS = sentences(56, seed=1)
+EXPORT = Step(technique="export_onnx")
+INT8 = Step(technique="dynamic_int8")
+
+
+def plan(*recipes: Recipe, **changes: object) -> Plan:
+    fields = {
+        "recipes": recipes,
+        "evaluation_texts": TEXTS[:40],
+        "calibration_texts": TEXTS[40:],
+        "gates": Gates(min_fidelity=0.9, min_gain=0, min_examples=40),
+        "objective": Objective.SIZE,
+        "evaluation_seconds": 1.0,
+    }
+    return Plan.model_validate(fields | changes)
+
+
+class Job:
+    """One original, one kept_steps; remembers what was told."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.original = shallow_minilm(root / "original")
+        self.told: list[tuple[str, float, str]] = []
+        (root / "scratch").mkdir()
+
+    def run(self, plan: Plan) -> Execution:
+        self.told.clear()
+        tell = lambda *event: self.told.append(event)  # noqa: E731
+        return execute(plan, self.original, minilm_signature(), self.root / "scratch", self.root / "kept", tell)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    return Job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module")
+def done(job: Job) -> Execution:
+    starved = Recipe(name="starved", steps=(EXPORT, Step(technique="dynamic_int8", parameters={"target_fidelity": 0.9999})))
+    recipes = (Recipe(name="onnx", steps=(EXPORT,)), Recipe(name="int8", steps=(EXPORT, INT8)), starved)
+    execution = job.run(plan(*recipes))
+    assert [fraction for _, fraction, _ in job.told] == sorted(fraction for _, fraction, _ in job.told)
+    assert job.told[-1][1] == 1
+    assert sum("reusing" in message for _, _, message in job.told) == 2  # the export that the first recipe made
+    return execution
+
+
+def test_the_smallest_accepted_is_chosen_and_runs(done: Execution) -> None:
+    assert done.report.chosen == "int8"
+    assert done.chosen_folder is not None
+    assert done.chosen_signature is not None
+    assert inspect_folder(done.chosen_folder).outputs == done.chosen_signature.outputs
+    backends.load(done.chosen_folder, done.chosen_signature, threads=1).close()
+
+
+def test_measurements_stand_beside_the_originals(done: Execution) -> None:
+    original = done.report.original
+    for candidate in done.report.candidates:
+        found = candidate.measurement
+        assert found is not None
+        assert [(w.batch_rows, w.tokens) for w in found.workloads] == [(w.batch_rows, w.tokens) for w in original.workloads]
+        assert candidate.size_ratio == pytest.approx(original.size_bytes / found.size_bytes)
+        assert found.load_seconds > 0
+        assert found.memory_bytes > found.size_bytes / 4
+        assert all(0 < w.p50_ms <= w.p90_ms <= w.p99_ms for w in found.workloads)
+        assert candidate.speedup is not None
+        assert candidate.speedup.low <= candidate.speedup.estimate <= candidate.speedup.high
+
+
+def test_export_is_exact_and_int8_is_not(done: Execution) -> None:
+    exported, quantized, _ = done.report.candidates
+    assert exported.fidelity is not None
+    assert quantized.fidelity is not None
+    assert exported.min_fidelity > 0.9999
+    assert 0.9 < quantized.min_fidelity < 0.99999
+    assert quantized.size_ratio > 3
+
+
+def test_the_search_excludes_until_its_target_or_its_share(done: Execution) -> None:
+    _, quantized, starved = (candidate.notes["steps"][-1] for candidate in done.report.candidates if candidate.notes)
+    assert starved["excluded"]
+    assert set(starved["excluded"]) <= set(starved["sensitivity"])
+    assert starved["calibration_fidelity"] >= quantized["calibration_fidelity"]
+    assert len(starved["excluded"]) == max(trial["excluded"] for trial in starved["trials"])
+
+
+def test_report_survives_json(done: Execution) -> None:
+    assert Report.model_validate_json(done.report.model_dump_json()) == done.report
+
+
+@pytest.fixture(scope="module")
+def second(job: Job, done: Execution) -> Execution:
+    """After `done`, with other calibration texts, too few of them, and a gate that INT8 cannot hold."""
+    unsearched = Step(technique="dynamic_int8", parameters={"target_fidelity": None})
+    recipes = (Recipe(name="few", steps=(EXPORT, INT8)), Recipe(name="unsearched", steps=(EXPORT, unsearched)))
+    return job.run(plan(*recipes, calibration_texts=TEXTS[-3:], gates=Gates(min_fidelity=1.0, min_examples=40)))
+
+
+def test_a_later_job_reuses_what_does_not_depend_on_its_texts(job: Job, second: Execution) -> None:
+    assert [message for _, _, message in job.told if "reusing" in message] == [
+        "few: export_onnx: reusing the kept result",
+        "unsearched: export_onnx: reusing the kept result",
+    ]
+    assert list((job.root / "scratch").iterdir()) == []
+
+
+def test_an_infeasible_recipe_leaves_the_others_their_chance(second: Execution) -> None:
+    few, unsearched = second.report.candidates
+    assert few.verdict is Verdict.INFEASIBLE
+    assert "3 calibration texts" in few.reason
+    assert few.measurement is None
+    assert unsearched.measurement is not None
+    assert unsearched.notes["steps"][-1]["excluded"] == []
+
+
+def test_nothing_accepted_nothing_chosen(second: Execution) -> None:
+    assert second.report.candidates[1].verdict is Verdict.REJECT_ACCURACY
+    assert (second.report.chosen, second.chosen_folder, second.chosen_signature) == ("", None, None)
+
+
+def test_classifier_by_agreement(tmp_path: Path) -> None:
+    original = classifier(tmp_path / "classifier")
+    (tmp_path / "scratch").mkdir()
+    recipes = (Recipe(name="bf16", steps=(Step(technique="bf16"),)),)
+    told: list[str] = []
+    found = execute(
+        plan(*recipes, gates=Gates(min_fidelity=0.5, min_gain=0, min_examples=40)),
+        original,
+        classifier_signature(),
+        tmp_path / "scratch",
+        tmp_path / "kept",
+        lambda stage, *_: told.append(stage),
+    )
+    [candidate] = found.report.candidates
+    assert candidate.verdict is Verdict.ACCEPT
+    assert candidate.fidelity is not None
+    assert candidate.fidelity.estimate >= 0.95
+    assert 0 < candidate.notes["fidelity"]["mean_probability_overlap"] < 1
+    assert candidate.size_ratio > 1.9
+    assert found.chosen_signature is not None
+    assert found.chosen_signature.dtype == "bfloat16"
+
+
+def test_tensor_models_are_told_to_be_infeasible(tmp_path: Path) -> None:
+    spec = TensorSpec(name="x", datatype="FP32", shape=(-1, 3))
+    signature = Signature(task=Task.TENSOR, format=Format.ONNX, inputs=(spec,), outputs=(spec,))
+    found = execute(plan(Recipe(name="int8", steps=(INT8,))), tmp_path, signature, tmp_path, tmp_path / "kept", lambda *_: None)
+    assert [candidate.verdict for candidate in found.report.candidates] == [Verdict.INFEASIBLE]
+    assert "texts" in found.report.candidates[0].reason
+
+
+def test_nothing_is_published_unmeasured(tmp_path: Path) -> None:
+    nothing = plan(Recipe(name="onnx", steps=(EXPORT,)), evaluation_texts=())
+    with pytest.raises(NotEnoughData, match="evaluation_texts"):
+        execute(nothing, tmp_path, minilm_signature(), tmp_path, tmp_path / "kept", lambda *_: None)
+
+
+def test_calibration_and_evaluation_are_disjoint() -> None:
+    with pytest.raises(ValidationError, match=r"evaluation_texts\[0\]: the same text as calibration_texts\[1\]"):
+        plan(Recipe(name="onnx", steps=(EXPORT,)), calibration_texts=("b", "a"), evaluation_texts=("a",))
