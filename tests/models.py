@@ -73,7 +73,7 @@ def _pooled(model: Any, tokenizer: Any, texts: Sequence[str]) -> NDArray[np.floa
     return found
 
 
-def classifier(folder: Path, examples: int = 240, seed: int = 0) -> Path:
+def classifier(folder: Path, examples: int = 240, seed: int = 0, layers: int = 6) -> Path:
     """Tells which package a docstring sentence comes from: MiniLM with a fitted head, saved with its tokenizer. Answers `folder`."""
     import torch
     import transformers
@@ -82,7 +82,7 @@ def classifier(folder: Path, examples: int = 240, seed: int = 0) -> Path:
     transformers.utils.logging.set_verbosity_error()  # the head is missing by intention: it is fitted below
     names = dict(enumerate(PACKAGES))
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        minilm(), id2label=names, label2id={v: k for k, v in names.items()}
+        minilm(), num_hidden_layers=layers, id2label=names, label2id={name: index for index, name in names.items()}
     )
     tokenizer = transformers.BertTokenizerFast.from_pretrained(minilm())
     texts, owners = zip(*labelled_sentences(examples, seed), strict=True)

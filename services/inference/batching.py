@@ -110,6 +110,10 @@ class Batcher(Generic[R]):
     def add(self, row: R, now: float) -> None:
         """Queues a row. Raises QueueFull; the queue is then as before."""
         self.admit(1, row.length)
+        self.enter(row, now)
+
+    def enter(self, row: R, now: float) -> None:
+        """Queues a row that `admit` has let in already, with the others of its request."""
         row.arrived, row.order = now, next(self._orders)
         line = self._lines.setdefault(row.key, _Line())
         line.add(row)
@@ -139,6 +143,14 @@ class Batcher(Generic[R]):
             self._deadlines = [(waiting.deadline, waiting.order, waiting) for waiting in self._where if waiting.deadline < math.inf]
             heapify(self._deadlines)
         return True
+
+    def promote(self, row: R, priority: int) -> None:
+        """Makes a waiting row as urgent as `priority`, if it is less so; its place in time stays."""
+        line = self._where.get(row)
+        if line is not None and priority > row.priority:
+            line.remove(row)
+            row.priority = priority
+            line.add(row)
 
     def poll(self, now: float, *, only_full: bool = False) -> Decision[R]:
         """Decides what runs next.

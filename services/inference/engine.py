@@ -155,13 +155,16 @@ class Engine:
         self._draining = True
         await self._idle.wait()
 
-    def close(self) -> None:
-        """Ends the threads and frees the weights. What still waits is failed."""
+    async def close(self) -> None:
+        """Fails what still waits, lets running batches end, and frees the weights."""
         self._draining = True
         if self._timer is not None:
             self._timer.cancel()
         for row in self._take_everything():
             self._fail(row, Unavailable("the version was unloaded"))
+        await asyncio.to_thread(self._end_threads)
+
+    def _end_threads(self) -> None:
         for instance in self._instances:
             instance.thread.shutdown(wait=True)
         self._backend.close()
@@ -184,9 +187,10 @@ class Engine:
         twin = self._flights.get(row.flight) if row.flight is not None else None
         if twin is not None:
             twin.deadline = max(twin.deadline, row.deadline)
+            self._batcher.promote(twin, row.priority)
             row = twin
         else:
-            self._batcher.add(row, now)
+            self._batcher.enter(row, now)
             if row.flight is not None:
                 self._flights[row.flight] = row
         row.waiters.append((ticket, index))

@@ -116,7 +116,7 @@ class ServedVersion:
         await self._returned.wait()
         if self.engine is not None:
             await self.engine.drain()
-            await asyncio.to_thread(self.engine.close)
+            await self.engine.close()
 
 
 def warm_up(backend: Backend, signature: Signature) -> ServiceTime:

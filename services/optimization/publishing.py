@@ -16,11 +16,22 @@ def publish(repository: Repository, job: Job, outcome: Outcome) -> Manifest:
     Raises:
         OSError: the disk is full or fails; no version is visible then.
     """
-    spec = Spec.model_validate_json(job.spec)
-    name = spec.publish.name or parse(job.source).name
-    manifest = repository.find(name, job=job.id) or _seal(repository, name, job, outcome)
-    for channel in spec.publish.channels:
-        repository.set_channel(name, channel, manifest.version)
+    return published(repository, job) or _pointed(repository, job, _seal(repository, _name(job), job, outcome))
+
+
+def published(repository: Repository, job: Job) -> Manifest | None:
+    """The version that an earlier run of the job sealed, with the asked channels pointed at it; None where there is none."""
+    found = repository.find(_name(job), job=job.id)
+    return None if found is None else _pointed(repository, job, found)
+
+
+def _name(job: Job) -> str:
+    return Spec.model_validate_json(job.spec).publish.name or parse(job.source).name
+
+
+def _pointed(repository: Repository, job: Job, manifest: Manifest) -> Manifest:
+    for channel in Spec.model_validate_json(job.spec).publish.channels:
+        repository.set_channel(manifest.name, channel, manifest.version)
     return manifest
 
 

@@ -1,44 +1,47 @@
 """Runs queued jobs, one at a time, each in a worker process that can crash without taking anything along."""
 
 import asyncio
+import errno
 import json
 import os
 import shutil
 import signal
 import sys
-from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import structlog
 
 from services.optimization.execution import Plan
 from services.optimization.failures import FailureClass
 from services.optimization.jobs import IllegalTransition, Job, Result, State
-from services.optimization.publishing import publish
+from services.optimization.publishing import publish, published
 from services.optimization.recipe import default_recipes
 from services.optimization.settings import OptimizationSettings
 from services.optimization.spec import Spec
 from services.optimization.store import JobStore
 from services.optimization.worker import RESULT, TASK, Outcome, Task
-from services.repository.store import Repository
+from services.repository.store import Damaged, Repository, UnknownModel
 
 log = structlog.get_logger("hone.jobs")
 
+RETRY_S = 5.0
 _LINE_LIMIT = 1 << 20
 _LOG_TAIL_BYTES = 4096
 
 
 class Runner:
-    """Owns every state change of a job after it was accepted. Tells watchers through `changed`."""
+    """Owns every state change of a job after it was accepted. Tells watchers through `next_change`."""
 
     def __init__(self, store: JobStore, repository: Repository, settings: OptimizationSettings) -> None:
         self._store = store
         self._repository = repository
         self._settings = settings
         self._work = asyncio.Event()
-        self._changed: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._deciding = asyncio.Lock()  # between a job's end and a cancel: what was cancelled is never published
+        self._changed: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()  # each lives as long as somebody waits for it
         self._process: asyncio.subprocess.Process | None = None
         self._running_id = ""
         self._stopping = False
@@ -49,12 +52,21 @@ class Runner:
 
     async def next_change(self, job_id: str) -> None:
         """Returns at the job's next event."""
-        await self._changed[job_id].wait()
+        event = self._changed.setdefault(job_id, asyncio.Event())
+        await event.wait()
 
     async def run(self) -> None:
-        """Runs jobs until cancelled; first puts back in the queue what a stopped service left running."""
-        await asyncio.to_thread(self._recover)
-        while True:
+        """Runs jobs until stopped; first puts back in the queue what a stopped service left running."""
+        while not self._stopping:
+            try:
+                await asyncio.to_thread(self._recover)
+                await self._run_queue()
+            except Exception as error:  # a job's own faults end that job; these are the database's
+                log.error("jobs wait", retry_s=RETRY_S, exc_info=error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _run_queue(self) -> None:
+        while not self._stopping:
             self._work.clear()
             job = await asyncio.to_thread(self._store.oldest_queued)
             if job is None:
@@ -69,10 +81,11 @@ class Runner:
             with suppress(IllegalTransition):  # it has just begun to run
                 return await self._move(job_id, State.CANCELLED, "cancelled before it ran")
         if job.state in (State.QUEUED, State.RUNNING):
-            with suppress(IllegalTransition):  # it has just ended by itself
-                job = await self._move(job_id, State.CANCELLING, "cancelling")
-                self._kill_later(job_id)
-                return job
+            async with self._deciding:
+                with suppress(IllegalTransition):  # it has just ended by itself
+                    job = await self._move(job_id, State.CANCELLING, "cancelling")
+                    self._kill_later(job_id)
+                    return job
         return await asyncio.to_thread(self._store.get, job_id)
 
     async def stop(self) -> None:
@@ -91,19 +104,31 @@ class Runner:
         except IllegalTransition:  # cancelled in between
             return
         try:
+            if await self._was_published(job):
+                return
             await asyncio.to_thread(self._prepare, job, folder)
             status = await self._run_worker(job, folder)
-            await self._conclude(job, folder, status)
+            async with self._deciding:
+                await self._conclude(job, folder, status)
+        except (UnknownModel, Damaged) as error:
+            await self._fail(job.id, FailureClass.BAD_MODEL, f"source: {error}")
         except Exception as error:
             log.error("job broke", job=job.id, exc_info=error)
-            message = (
-                "no space is left on the disk"
-                if isinstance(error, OSError) and error.errno == 28
-                else f"{type(error).__name__} in the service"
-            )
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            message = "no space is left on the disk" if full else f"{type(error).__name__} in the service"
             await self._fail(job.id, FailureClass.INTERNAL, message)
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _was_published(self, job: Job) -> bool:
+        """Ends a job whose version was sealed just before the service was killed: another run might choose differently."""
+        async with self._deciding:
+            found = await asyncio.to_thread(published, self._repository, job)
+            if found is None:
+                return False
+            result = Result(report=json.dumps(dict(found.report)), published=found.reference)
+            await self._move(job.id, State.SUCCEEDED, f"published {found.reference}", result)
+            return True
 
     def _prepare(self, job: Job, folder: Path) -> None:
         source = self._repository.resolve(job.source)
@@ -149,6 +174,7 @@ class Runner:
                 "-m",
                 "services.optimization.worker",
                 str(folder),
+                str(os.getpid()),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log_file,
@@ -165,7 +191,8 @@ class Runner:
                 await self._tell(job.id, line)
             return await process.wait()
         finally:
-            _signal(process, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what a worker that was killed alone has left; its children keep the group's id taken
             self._process, self._running_id = None, ""
 
     async def _tell(self, job_id: str, line: bytes) -> None:
@@ -207,7 +234,9 @@ class Runner:
         return job
 
     def _announce(self, job_id: str) -> None:
-        self._changed.pop(job_id, asyncio.Event()).set()
+        event = self._changed.pop(job_id, None)
+        if event is not None:
+            event.set()
 
     def _kill_later(self, job_id: str) -> None:
         """Politely first, then hard, if the job is still the one that runs."""

@@ -1,9 +1,9 @@
 """What a job was asked for, checked before it is accepted."""
 
 import hashlib
-from typing import Self
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field
 
 from services.optimization.recipe import Gates, Objective, Recipe
 from services.repository.manifest import Frozen
@@ -13,16 +13,8 @@ from services.repository.references import check_channel, check_name
 class Publication(Frozen):
     """Where an accepted candidate goes; an empty name means the source's."""
 
-    name: str = ""
-    channels: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _names_are_valid(self) -> Self:
-        if self.name:
-            check_name(self.name)
-        for channel in self.channels:
-            check_channel(channel)
-        return self
+    name: Annotated[str, AfterValidator(lambda name: name and check_name(name))] = ""
+    channels: tuple[Annotated[str, AfterValidator(check_channel)], ...] = ()
 
 
 class Spec(Frozen):

@@ -43,6 +43,9 @@ _EVENTS = sql.Table(
 )
 
 
+_WRITES = "hone_writes"  # execution option of connections that change something
+
+
 class UnknownJob(LookupError):
     """No such job."""
 
@@ -60,14 +63,16 @@ class Page:
 
 
 class JobStore:
-    """Every call is one transaction and blocks: call it off the event loop. One service process writes."""
+    """Every call is one transaction and blocks: call it off the event loop. Threads and processes may write at once."""
 
     def __init__(self, url: str) -> None:
         """`url` as SQLAlchemy reads it. Raises sqlalchemy.exc.SQLAlchemyError where the database cannot be opened."""
         self._engine = sql.create_engine(url)
         if self._engine.dialect.name == "sqlite":
             sql.event.listen(self._engine, "connect", _prepare_sqlite)
-        _META.create_all(self._engine)
+            sql.event.listen(self._engine, "begin", _begin_sqlite)
+        self._writes = self._engine.execution_options(**{_WRITES: True})
+        _META.create_all(self._writes)
 
     @classmethod
     def at(cls, folder: Path) -> "JobStore":
@@ -81,18 +86,22 @@ class JobStore:
     def create(self, job: Job) -> Job:
         """Keeps a new job, or returns the one that the request made before. Raises RequestTaken."""
         try:
-            with self._engine.begin() as connection:
+            with self._writes.begin() as connection:
                 connection.execute(_JOBS.insert().values(_row(job)))
-            return self.tell(job.id, "", 0.0, "accepted")
+                return self._append(connection, job, job.state.value.lower(), 0.0, "accepted", datetime.now(UTC))
         except IntegrityError:
-            found = self.find_request(job.request_id)
-            if found is None or found.fingerprint != job.fingerprint:
-                raise RequestTaken(f"request_id: {job.request_id!r} was used for a different job") from None
+            found = self.find_request(job.request_id, job.fingerprint)
+            if found is None:
+                raise  # not the request but the job's id was there
             return found
 
-    def find_request(self, request_id: str) -> Job | None:
+    def find_request(self, request_id: str, fingerprint: str) -> Job | None:
+        """The job that a request made before. Raises RequestTaken where it asked for something else then."""
         with self._engine.connect() as connection:
-            return self._one(connection, _JOBS.c.request_id == request_id)
+            found = self._one(connection, _JOBS.c.request_id == request_id)
+        if found is not None and found.fingerprint != fingerprint:
+            raise RequestTaken(f"request_id: {request_id!r} was used for a different job")
+        return found
 
     def get(self, job_id: str) -> Job:
         """Raises UnknownJob."""
@@ -124,13 +133,13 @@ class JobStore:
     def move(self, job_id: str, state: State, message: str, result: Result | None = None) -> Job:
         """Takes a job to its next state and tells so in an event. Raises UnknownJob, IllegalTransition."""
         now = datetime.now(UTC)
-        with self._engine.begin() as connection:
+        with self._writes.begin() as connection:
             moved = advance(self._known(connection, job_id), state, now, result)
             return self._append(connection, moved, state.value.lower(), self._fraction(connection, moved), message, now)
 
     def tell(self, job_id: str, stage: str, fraction: float, message: str) -> Job:
         """Adds an event; `fraction` never falls below an earlier one. Raises UnknownJob."""
-        with self._engine.begin() as connection:
+        with self._writes.begin() as connection:
             job = self._known(connection, job_id)
             reached = max(fraction, self._fraction(connection, job))
             return self._append(connection, job, stage, reached, message, datetime.now(UTC))
@@ -159,12 +168,21 @@ class JobStore:
         return found
 
     def _one(self, connection: sql.Connection, condition: sql.ColumnElement[bool]) -> Job | None:
-        row = connection.execute(_JOBS.select().where(condition)).mappings().first()
+        query = _JOBS.select().where(condition)
+        if connection.get_execution_options().get(_WRITES):
+            query = query.with_for_update()  # where rows are locked; SQLite has locked the whole file
+        row = connection.execute(query).mappings().first()
         return _job(row) if row is not None else None
+
+
+def _begin_sqlite(connection: sql.Connection) -> None:
+    """A writer locks before it reads: two that read the same row and then wrote would overwrite one another."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITES) else "BEGIN")
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
     """Readers do not wait for the writer; a commit survives a crash of the process and of the machine."""
+    connection.isolation_level = None  # or the driver begins transactions by itself, and only at the first write
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
         connection.execute(f"PRAGMA {pragma}")
 

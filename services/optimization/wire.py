@@ -51,12 +51,16 @@ def spec_from(message: pb.JobSpec) -> Spec:
     """Raises InvalidField."""
     if message.objective not in _OBJECTIVES:
         raise InvalidField("spec.objective", f"{message.objective} is not an objective")
+    recipes = [
+        {"name": recipe.name, "steps": [_step(step, f"spec.recipes[{i}].steps[{j}]") for j, step in enumerate(recipe.steps)]}
+        for i, recipe in enumerate(message.recipes)
+    ]
     return checked(
         "spec",
         lambda: Spec.model_validate(
             {
                 "source": message.source,
-                "recipes": [{"name": recipe.name, "steps": [_step(step) for step in recipe.steps]} for recipe in message.recipes],
+                "recipes": recipes,
                 "evaluation_texts": tuple(message.evaluation_texts),
                 "calibration_texts": tuple(message.calibration_texts),
                 "gates": {name: getattr(message.gates, name) for name in Gates.model_fields if message.gates.HasField(name)},  # type: ignore[arg-type]
@@ -68,11 +72,12 @@ def spec_from(message: pb.JobSpec) -> Spec:
     )
 
 
-def _step(step: pb.Step) -> dict[str, Any]:
-    return {
-        "technique": step.technique,
-        "parameters": {name: _whole(value) for name, value in json_format.MessageToDict(step.parameters).items()},
-    }
+def _step(step: pb.Step, field: str) -> dict[str, Any]:
+    try:
+        parameters = json_format.MessageToDict(step.parameters)
+    except ValueError as error:  # infinity or NaN
+        raise InvalidField(f"{field}.parameters", "must be plain JSON") from error
+    return {"technique": step.technique, "parameters": {name: _whole(value) for name, value in parameters.items()}}
 
 
 def _whole(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One job's work in a process of its own: `python -m services.optimization.worker FOLDER`.
+"""One job's work in a process of its own: `python -m services.optimization.worker FOLDER SERVICE_PID`.
 
 Reads `FOLDER/task.json`, tells its progress as JSON lines on standard output, leaves `FOLDER/result.json`. It runs on its own
 share of the cores at a lower priority, and dies with the service that started it.
@@ -56,10 +56,16 @@ def perform(task: Task, progress: Callable[[str, float, str], None]) -> Outcome:
 
 
 def take_share(cores: Iterable[int], nice: int) -> None:
-    """Binds this process and its children to `cores`, lowers its priority, and ties its life to its parent's."""
+    """Binds this process and its children to `cores` and lowers its priority."""
     os.sched_setaffinity(0, set(cores))
-    os.setpriority(os.PRIO_PROCESS, 0, nice)
+    os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))  # raising it again needs a privilege
+
+
+def die_with(service_pid: int) -> None:
+    """Ties this process's life to its parent's, which may have ended already. Raises SystemExit then."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != service_pid:
+        raise SystemExit("the service ended before its worker began")
 
 
 def _private_stdout() -> TextIO:
@@ -69,7 +75,8 @@ def _private_stdout() -> TextIO:
     return private
 
 
-def _main(folder: Path) -> None:
+def _main(folder: Path, service_pid: int) -> None:
+    die_with(service_pid)
     events = _private_stdout()
     task = Task.model_validate_json((folder / TASK).read_bytes())
     take_share(task.cores, task.nice)
@@ -84,4 +91,4 @@ def _main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]))
+    _main(Path(sys.argv[1]), int(sys.argv[2]))

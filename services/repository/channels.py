@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from services.repository.atomic import replace_file
@@ -16,7 +17,10 @@ class NoEarlierVersion(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Channels:
-    """`folder` holds one file per channel: the version it points at and those before, newest first."""
+    """`folder` holds one file per channel: the version it points at and those before, newest first.
+
+    One writer at a time: the repository holds the model's lock.
+    """
 
     folder: Path
 
@@ -47,7 +51,8 @@ class Channels:
         for channel in self.read():
             trail = self._trail(channel)
             if version in trail:
-                self._write(channel, [v for v in trail if v != version])
+                kept = [v for v in trail if v != version]
+                self._write(channel, [v for v, _ in groupby(kept)])  # rolling back from a version to itself would change nothing
 
     def changed_ns(self) -> int:
         """When a channel last moved: the folder's modification time, 0 before the first."""

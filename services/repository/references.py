@@ -9,7 +9,6 @@ CHANNEL = re.compile(r"[a-z][a-z0-9-]{0,31}")
 DEFAULT_CHANNEL = "stable"
 _PATH_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _MAX_DEPTH = 4
-_REFERENCE = re.compile(r"(?P<name>[^@:]*)(?:@(?P<version>.*)|:(?P<channel>.*))?", re.DOTALL)
 
 
 class BadName(ValueError):
@@ -30,13 +29,14 @@ class Reference:
 
 def parse(text: str) -> Reference:
     """Reads a reference. Raises BadName."""
-    match = _REFERENCE.fullmatch(text)
-    if match is None:  # a second separator
-        raise BadName(f"{text[:80]!r} is not NAME, NAME@VERSION or NAME:CHANNEL")
-    name = check_name(match["name"])
-    if match["version"] is not None:
-        return Reference(name, version=_version(match["version"]))
-    return Reference(name, channel=check_channel(DEFAULT_CHANNEL if match["channel"] is None else match["channel"]))
+    name, *rest = re.split("([@:])", text, maxsplit=1)
+    check_name(name)
+    match rest:
+        case ["@", version]:
+            return Reference(name, version=_version(version))
+        case [":", channel]:
+            return Reference(name, channel=check_channel(channel))
+    return Reference(name, channel=DEFAULT_CHANNEL)
 
 
 def check_name(name: str) -> str:

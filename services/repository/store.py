@@ -1,6 +1,5 @@
 """The repository: `models/NAME/VERSION/` sealed and immutable, `models/NAME/channels/` pointing at them."""
 
-import errno
 import hashlib
 import os
 import shutil
@@ -16,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from services.repository import manifest as manifests
-from services.repository.atomic import replace_file, sync_folder, sync_tree
+from services.repository.atomic import locked, replace_file, sync_folder, sync_tree
 from services.repository.channels import Channels
 from services.repository.manifest import FileEntry, Manifest, Signature
 from services.repository.references import NAME, BadName, Reference, check_channel, check_name, check_path, parse
@@ -82,6 +81,8 @@ class Repository:
     def manifest(self, name: str, version: int) -> Manifest:
         """Raises UnknownModel, or Damaged where the manifest cannot be read."""
         folder = self.folder(name, version)
+        if not folder.is_dir():  # another process may have deleted what this one has read
+            raise UnknownModel(self._unknown(name, version))
         try:
             return self._read(folder)
         except FileNotFoundError:
@@ -147,42 +148,40 @@ class Repository:
         home = self._models / check_name(name)
         home.mkdir(parents=True, exist_ok=True)
         files = tuple(file_entry(staged, path) for path in _plain_files(staged))
-        while True:
+        sync_tree(staged)  # before the lock: the weights take longest
+        with locked(home):
             sealed = self._manifest(name, self._next_version(home), signature, files, origin)
-            (staged / manifests.FILE_NAME).write_text(sealed.model_dump_json(indent=1))
-            sync_tree(staged)
-            try:
-                staged.rename(home / str(sealed.version))
-            except OSError as error:  # another writer took the number
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                continue
+            replace_file(staged / manifests.FILE_NAME, sealed.model_dump_json(indent=1).encode())
+            staged.rename(home / str(sealed.version))
             sync_folder(home)
-            return sealed
+        return sealed
 
     def set_channel(self, name: str, channel: str, version: int) -> Manifest:
         """Points a channel at a version. Raises BadName, UnknownModel."""
-        found = self.manifest(name, version)
-        self._channels(name).point(check_channel(channel), version)
+        check_channel(channel)
+        with self._changing(name):
+            found = self.manifest(name, version)
+            self._channels(name).point(channel, version)
         return found
 
     def roll_back(self, name: str, channel: str) -> Manifest:
         """Points a channel at the version before. Raises BadName, UnknownModel, NoEarlierVersion."""
         wanted = Reference(check_name(name), channel=check_channel(channel))
-        self.resolve(wanted)
-        return self.manifest(name, self._channels(name).roll_back(channel))
+        with self._changing(name):
+            self.resolve(wanted)
+            return self.manifest(name, self._channels(name).roll_back(channel))
 
     def delete(self, name: str, version: int) -> None:
         """Removes a version; its number is never given again. Raises UnknownModel, InUse."""
-        self.manifest(name, version)
-        users = [channel for channel, at in self.channels(name).items() if at == version]
-        if users:
-            raise InUse(f"{name}@{version} is what channel {', '.join(users)} points at")
-        folder = self.folder(name, version)
-        replace_file(self._models / name / "deleted" / str(version), b"")
-        with self.staging() as grave:
-            folder.rename(grave / "version")
-        self._channels(name).forget(version)
+        with self.staging() as grave, self._changing(name):
+            self.manifest(name, version)
+            users = [channel for channel, at in self.channels(name).items() if at == version]
+            if users:
+                raise InUse(f"{name}@{version} is what channel {', '.join(users)} points at")
+            # In this order: killed in between, no number is given twice and no channel rolls back to what is gone.
+            replace_file(self._models / name / "deleted" / str(version), b"")
+            self._channels(name).forget(version)
+            self.folder(name, version).rename(grave / "version")
         self._read.cache_clear()
 
     def find(self, name: str, *, upload_id: str = "", job: str = "") -> Manifest | None:
@@ -192,6 +191,15 @@ class Repository:
             if (upload_id and found.upload_id == upload_id) or (job and found.job == job):
                 return found
         return None
+
+    @contextmanager
+    def _changing(self, name: str) -> Iterator[None]:
+        """One change at a time to a model's channels and versions. Raises BadName, UnknownModel."""
+        home = self._models / check_name(name)
+        if not home.is_dir():
+            raise UnknownModel(f"no model {name!r}")
+        with locked(home):
+            yield
 
     def _folders(self) -> list[str]:
         if not self._models.is_dir():

@@ -2,9 +2,10 @@
 
 import re
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
 
@@ -79,7 +80,8 @@ class Uploads:
     def sweep(self, older_than_epoch_s: float) -> None:
         """Removes uploads that nothing has touched since."""
         for folder in self._root.glob("*"):
-            if folder.stat().st_mtime < older_than_epoch_s:
+            # A folder's own time stands still while its files grow.
+            if max(path.stat().st_mtime for path in (folder, *folder.rglob("*"))) < older_than_epoch_s:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _folder(self, upload_id: str) -> Path:
@@ -96,18 +98,25 @@ class Uploads:
     def _check(self, files: Sequence[FileEntry]) -> None:
         if not 0 < len(files) <= self._limits.max_files:
             raise BadUpload("header.files", f"must be 1 to {self._limits.max_files} files, not {len(files)}")
-        seen: set[str] = set()
-        for index, entry in enumerate(files):
-            try:
-                check_path(entry.path)
-            except BadName as error:
-                raise BadUpload(f"header.files[{index}].path", str(error)) from error
-            if entry.path in seen or entry.path == FILE_NAME:
-                raise BadUpload(f"header.files[{index}].path", f"{entry.path!r} is named twice or reserved")
-            seen.add(entry.path)
+        _check_paths([entry.path for entry in files])
         total = sum(entry.size_bytes for entry in files)
         if total > self._limits.max_bytes:
             raise UploadTooLarge(f"header.files: {total} bytes are over the limit of {self._limits.max_bytes}")
+
+
+def _check_paths(paths: Sequence[str]) -> None:
+    """Raises BadUpload."""
+    counts = Counter(paths)
+    for index, path in enumerate(paths):
+        field = f"header.files[{index}].path"
+        try:
+            check_path(path)
+        except BadName as error:
+            raise BadUpload(field, str(error)) from error
+        if counts[path] > 1 or path == FILE_NAME:
+            raise BadUpload(field, f"{path!r} is named twice or reserved")
+        if any(parent.as_posix() in counts for parent in PurePosixPath(path).parents):
+            raise BadUpload(field, f"{path!r} lies below another file")
 
 
 class Upload:
@@ -126,7 +135,8 @@ class Upload:
             raise BadUpload("chunk.offset", f"{path}: bytes {offset} to {offset + len(data)} lie outside the declared {entry.size_bytes}")
         target = self._folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("r+b" if target.exists() else "wb") as file:
+        target.touch()  # not "wb" for a new file: what a stream that broke still writes must not be cut off
+        with target.open("r+b") as file:
             file.seek(0, 2)
             if offset > file.tell():
                 raise BadUpload("chunk.offset", f"{path}: {offset} leaves a gap, {file.tell()} bytes have arrived")

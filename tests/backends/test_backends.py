@@ -104,8 +104,8 @@ def test_closed(backend: backends.Backend) -> None:
 
 
 def test_engines_agree(folders: dict[Format, tuple[Path, Signature]]) -> None:
-    answers = [backends.load(*folder, threads=1).run(batch(5, 30), ["embedding"])["embedding"] for folder in folders.values()]
-    np.testing.assert_allclose(*answers, atol=1e-5)
+    left, right = (backends.load(*folder, threads=1).run(batch(5, 30), ["embedding"])["embedding"] for folder in folders.values())
+    np.testing.assert_allclose(left, right, atol=1e-5)
 
 
 def test_loading_is_silent(folders: dict[Format, tuple[Path, Signature]], capfd: pytest.CaptureFixture[str]) -> None:

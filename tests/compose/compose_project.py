@@ -1,13 +1,16 @@
 """One Compose project on this machine's engine, under a name and a port of its own."""
 
+import json
 import os
 import socket
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+UP_TIMEOUT_S = 180
 
 
 def free_port() -> int:
@@ -35,6 +38,25 @@ class ComposeProject:
         )
         assert done.returncode == 0, f"docker compose {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
+
+    def up(self, *arguments: str) -> None:
+        """Starts what is not running and returns when all of it is healthy."""
+        self.run("up", "--detach", "--wait", "--remove-orphans", *arguments, timeout_s=UP_TIMEOUT_S)
+
+    def exit_codes(self) -> dict[str, set[int]]:
+        """Exit codes of each service's containers that have ended."""
+        codes: dict[str, set[int]] = {}
+        for container in self._described("--all"):
+            codes.setdefault(container["Service"], set()).add(container["ExitCode"])
+        return codes
+
+    def published(self) -> dict[str, set[str]]:
+        """What each service publishes on the host, as `host:port->port/protocol`."""
+        ports = {each["Service"]: {port for port in each["Ports"].split(", ") if "->" in port} for each in self._described()}
+        return {service: found for service, found in ports.items() if found}
+
+    def _described(self, *arguments: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.run("ps", "--format", "json", *arguments).splitlines()]
 
     def containers(self, service: str) -> list[str]:
         return self.run("ps", "--quiet", service).split()

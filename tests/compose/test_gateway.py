@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from compose_project import ComposeProject, eventually
 from hone.inference.v1 import inference_pb2 as pb
 from hone.inference.v1 import inference_pb2_grpc as inference
 from hone.optimization.v1 import jobs_pb2, jobs_pb2_grpc
-from load import under_load
+
+from tests.compose.compose_project import ComposeProject, eventually
+from tests.compose.load import under_load
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(600)]
 

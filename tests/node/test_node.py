@@ -227,28 +227,26 @@ def test_the_package_carries_its_contracts(client: Path) -> None:
     assert not any(name.endswith(".py") for name in names)
 
 
-def test_embeds_through_the_running_suite(node: Node, suite: dict[str, str]) -> None:
-    addresses = {"inference": suite["inference"], "optimization": suite["optimization"]}
+def test_embeds_through_the_running_suite(node: Node, suite: Any) -> None:
     answer = node(
         """const { vectors, served } = await client.embed("minilm", ["a cat", "a kitten", "tax law"]);
         const dot = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0);
         const models = await client.listModels();
         answer = { near: dot(vectors[0], vectors[1]), far: dot(vectors[0], vectors[2]), served, models }""",
-        addresses,
+        suite.addresses,
     )
     assert answer["near"] > answer["far"]
     assert answer["served"]["model"] == "minilm"
     assert "stable" in answer["models"][0]["channels"]
 
 
-def test_the_example_runs_against_the_running_suite(client: Path, suite: dict[str, str]) -> None:
-    command = ["node", "example.mjs", suite["inference"], "minilm"]
+def test_the_example_runs_against_the_running_suite(client: Path, suite: Any) -> None:
+    command = ["node", "example.mjs", suite.addresses["inference"], "minilm"]
     done = subprocess.run(command, cwd=client, capture_output=True, text=True, timeout=60, check=True)
     near, far, served = done.stdout.splitlines()
     assert float(near.split()[0]) > float(far.split()[0])
     assert served.startswith("minilm@")
 
 
-def test_an_unknown_model_is_not_found_in_the_running_suite(node: Node, suite: dict[str, str]) -> None:
-    addresses = {"inference": suite["inference"], "optimization": suite["optimization"]}
-    assert node('answer = await client.embed("nobody", ["a"]).catch((error) => error.code === status.NOT_FOUND)', addresses) is True
+def test_an_unknown_model_is_not_found_in_the_running_suite(node: Node, suite: Any) -> None:
+    assert node('answer = await client.embed("nobody", ["a"]).catch((error) => error.code === status.NOT_FOUND)', suite.addresses) is True

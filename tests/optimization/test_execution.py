@@ -137,7 +137,7 @@ def test_nothing_accepted_nothing_chosen(second: Execution) -> None:
 
 
 def test_classifier_by_agreement(tmp_path: Path) -> None:
-    original = classifier(tmp_path / "classifier")
+    original = classifier(tmp_path / "classifier", layers=1)
     (tmp_path / "scratch").mkdir()
     recipes = (Recipe(name="bf16", steps=(Step(technique="bf16"),)),)
     told: list[str] = []

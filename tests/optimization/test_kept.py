@@ -48,11 +48,16 @@ def test_a_flipped_byte_makes_it_absent_and_it_can_be_kept_anew(tmp_path: Path) 
     assert steps.find(DIGEST) is not None
 
 
-def test_a_failure_is_not_kept(tmp_path: Path) -> None:
-    steps = KeptSteps(tmp_path)
-    with pytest.raises(RuntimeError), steps.stage() as model:
+def fail_while_staging(steps: KeptSteps) -> None:
+    with steps.stage() as model:
         (model / "model.onnx").write_bytes(b"half")
         raise RuntimeError
+
+
+def test_a_failure_is_not_kept(tmp_path: Path) -> None:
+    steps = KeptSteps(tmp_path)
+    with pytest.raises(RuntimeError):
+        fail_while_staging(steps)
     assert steps.find(DIGEST) is None
     assert not list(tmp_path.rglob("model.onnx"))
 

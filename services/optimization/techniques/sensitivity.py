@@ -9,9 +9,8 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from services.optimization.tokenization import Batch
-
 Floats = NDArray[np.float32]
+Feed = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def quantize_weight(weight: Floats, levels: int, per_channel: bool) -> Floats:
     return quantized
 
 
-def _captured(model: onnx.ModelProto, names: Iterable[str], feeds: Sequence[Batch], threads: int) -> Iterator[Mapping[str, Floats]]:
+def _captured(model: onnx.ModelProto, names: Iterable[str], feeds: Sequence[Feed], threads: int) -> Iterator[Mapping[str, Floats]]:
     """What flows through the tensors `names`, batch by batch."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
@@ -74,7 +73,7 @@ def _squares(product: Product, activation: Floats, quantized: Floats) -> NDArray
     return np.array([np.square(exact).sum(), np.square(noise).sum()], np.float64)
 
 
-def measure(model: onnx.ModelProto, feeds: Sequence[Batch], threads: int, *, levels: int, per_channel: bool) -> dict[str, float]:
+def measure(model: onnx.ModelProto, feeds: Sequence[Feed], threads: int, *, levels: int, per_channel: bool) -> dict[str, float]:
     """Relative output error |noise| / |signal| of each weight product under dynamic INT8, worst first."""
     products = weight_products(model)
     weights = {product.name: quantize_weight(product.weight, levels, per_channel) for product in products}

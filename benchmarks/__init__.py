@@ -1,0 +1,1 @@
+"""What Hone brings on this machine, as ratios measured in one run."""

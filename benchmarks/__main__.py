@@ -1,0 +1,16 @@
+"""`python -m benchmarks NAME`: demo, serving or interference; `--help` after the name tells its options."""
+
+import importlib
+import sys
+
+NAMES = ("demo", "serving", "interference")
+
+
+def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
+        sys.exit(f"usage: python -m benchmarks {'|'.join(NAMES)} [--help]")
+    importlib.import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()
