@@ -5,8 +5,10 @@ for the service alone. SIGTERM or Ctrl-C stops the three in order.
 """
 
 import asyncio
+import errno
 import os
 import signal
+import socket
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,18 +24,18 @@ FULL_NAMES: Mapping[str, str] = {
     "inference": "hone.inference.v1.InferenceService",
 }
 START_S = 120.0
+STOP_S = 60.0  # a service that has not ended by then, past its own grace period, hangs
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
     """The children's environment: the defaults that make them one suite, unless given otherwise."""
     root = Path(given.get("HONE_FOLDER", ".hone")).resolve()
-    cache_port = given.get("HONE_CACHE_PORT", PORTS["cache"])
     defaults = {
         "HONE_CACHE_FOLDER": str(root / "cache"),
         "HONE_OPTIMIZATION_FOLDER": str(root / "optimization"),
         "HONE_OPTIMIZATION_REPOSITORY": str(root / "repository"),
         "HONE_INFERENCE_REPOSITORY": str(root / "repository"),
-        "HONE_INFERENCE_CACHE": f"127.0.0.1:{cache_port}",
+        "HONE_INFERENCE_CACHE": address("cache", given),
     }
     return {**defaults, **{name: value for name, value in given.items() if name != "HONE_FOLDER"}}
 
@@ -53,6 +55,9 @@ async def main() -> int:
     children: dict[str, asyncio.subprocess.Process] = {}
     try:
         for service in PORTS:
+            if _is_taken(address(service, os.environ)):  # asked first: whoever holds the port would answer the probe below
+                print(f"{service} cannot start: {address(service, os.environ)} is taken", file=sys.stderr)
+                return 1
             children[service] = await _start(service)
             if not await _serving(service, children[service], stop):
                 return 0 if stop.is_set() else 1
@@ -61,6 +66,17 @@ async def main() -> int:
     finally:
         for service in reversed(children):
             await _stop(children[service])
+
+
+def _is_taken(target: str) -> bool:
+    host, _, port = target.rpartition(":")
+    with socket.socket() as attempt:
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an earlier life are no obstacle
+        try:
+            attempt.bind((host, int(port)))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
 
 
 async def _start(service: str) -> asyncio.subprocess.Process:
@@ -102,7 +118,11 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         with suppress(ProcessLookupError):
             process.terminate()
-        await process.wait()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ async def main(settings: OptimizationSettings) -> None:
         jobs_pb2_grpc.add_JobServiceServicer_to_server(jobs, server.grpc)
         models_pb2_grpc.add_ModelServiceServicer_to_server(model_servicer.ModelServicer(repository, uploads), server.grpc)
         await stack.enter_async_context(server.running([job_servicer.NAME, model_servicer.NAME]))
+        stack.callback(jobs.close)  # before the server stops: it waits for its streams
         await server.set_ready(job_servicer.NAME, True)
         await server.set_ready(model_servicer.NAME, True)
         await until_signalled()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from services.optimization.failures import BadModel
-from services.optimization.tokenization import read_tokenizer
+from services.optimization.tokenization import read_model_tokenizer
 from services.repository.manifest import Pooling
 
 # Families whose positions begin after the padding token's, so that the table is that much longer than the text may be.
@@ -62,14 +62,14 @@ def pad_token_id(folder: Path, config: Mapping[str, Any]) -> int:
         return configured
     token = read_json(folder, "tokenizer_config.json").get("pad_token")
     content = token.get("content") if isinstance(token, dict) else token
-    found = read_tokenizer(folder).token_to_id(content) if isinstance(content, str) else None
+    found = read_model_tokenizer(folder).token_to_id(content) if isinstance(content, str) else None
     return found or 0
 
 
 def check_vocabulary(folder: Path, config: Mapping[str, Any]) -> None:
     """Raises BadModel when the tokenizer makes ids that the model has no row for."""
     size = config.get("vocab_size")
-    largest = max(read_tokenizer(folder).get_vocab(with_added_tokens=True).values(), default=0)
+    largest = max(read_model_tokenizer(folder).get_vocab(with_added_tokens=True).values(), default=0)
     if isinstance(size, int) and largest >= size:
         raise BadModel(f"tokenizer.json: makes ids up to {largest}; config.json has a vocabulary of {size}")
 

@@ -7,10 +7,11 @@ from types import TracebackType
 from typing import Self
 
 from services import backends
+from services.backends.text import Batch, pad
 from services.optimization import fidelity, folder, footprint, latency
 from services.optimization.failures import BadModel, NotEnoughData, Toolchain
 from services.optimization.report import Interval, Measurement
-from services.optimization.tokenization import Batch, encode, pad
+from services.optimization.tokenization import encode
 from services.repository.manifest import Signature, Task
 
 

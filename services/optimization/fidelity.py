@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.backends import Backend
+from services.backends.text import Ids
 from services.optimization.report import Interval
-from services.optimization.tokenization import Ids, batches
+from services.optimization.tokenization import batches
 from services.repository.manifest import Signature, Task
 
 Floats = NDArray[np.floating[Any]]

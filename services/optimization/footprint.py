@@ -15,8 +15,8 @@ import psutil
 from pydantic import BaseModel
 
 from services import backends
+from services.backends.text import Batch, pad
 from services.optimization.failures import Toolchain
-from services.optimization.tokenization import Batch, pad
 from services.repository.manifest import Format, Frozen, Signature
 
 TIMEOUT_SECONDS = 300

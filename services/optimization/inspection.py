@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from services.optimization import uploads
+from services.optimization import allowed_files
 from services.optimization.failures import BadModel
 from services.repository.manifest import Signature, Task
 
@@ -30,7 +30,7 @@ def inspect_folder(folder: Path, task: Task | None = None) -> Signature:
     Nothing in the folder is executed, unpickled or followed out of it; everything is parsed in a child process with limits
     on time, address space and files. Raises BadModel whose text names the file and the fault.
     """
-    uploads.check_tree(folder)  # names and links only: nothing is opened here
+    allowed_files.check_tree(folder)  # names and links only: nothing is opened here
     answer = _ask_child(folder.resolve(), task)
     if "fault" in answer:
         raise BadModel(answer["fault"])

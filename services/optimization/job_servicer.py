@@ -9,14 +9,15 @@ import grpc
 from hone.optimization.v1 import jobs_pb2 as pb
 from hone.optimization.v1 import jobs_pb2_grpc
 
-from services.chassis.faults import InvalidField, Overloaded
+from services.chassis.faults import InvalidField, Overloaded, Unavailable
 from services.optimization import wire
 from services.optimization.jobs import Job, State
 from services.optimization.recipe import default_recipes, validate_recipes
 from services.optimization.runner import Runner
 from services.optimization.spec import Spec
-from services.optimization.store import JobStore
+from services.optimization.store import JobStore, UnknownJob
 from services.optimization.techniques import TECHNIQUES
+from services.repository.references import parse
 from services.repository.store import Repository, Resolved
 
 NAME = pb.DESCRIPTOR.services_by_name["JobService"].full_name
@@ -32,6 +33,12 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         self._runner = runner
         self._repository = repository
         self._max_queued = max_queued
+        self._closed = False
+
+    def close(self) -> None:
+        """Ends every watch: one watcher would otherwise make the server's stop take its whole grace period."""
+        self._closed = True
+        self._runner.release()
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
         if len(request.request_id) > 64:
@@ -39,7 +46,11 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         spec = wire.spec_from(request.spec)
         if not spec.source:
             raise InvalidField("spec.source", "must name a model")
-        source = await asyncio.to_thread(self._repository.resolve, spec.source)
+        # Before the source is looked at: repeating a call finds its job also when the model has gone.
+        known = await asyncio.to_thread(self._store.find_request, request.request_id, spec.fingerprint)
+        if known is not None:
+            return pb.CreateJobResponse(job=wire.job_message(known))
+        source = await asyncio.to_thread(self._repository.resolve, wire.named("spec.source", parse, spec.source))
         _check(spec, source)
         job = Job(
             id=uuid.uuid4().hex,
@@ -54,8 +65,7 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         return pb.CreateJobResponse(job=wire.job_message(created))
 
     def _create(self, job: Job) -> Job:
-        known = self._store.find_request(job.request_id)
-        if known is None and self._store.count(State.QUEUED) >= self._max_queued:
+        if self._store.count(State.QUEUED) >= self._max_queued:
             raise Overloaded(f"{self._max_queued} jobs are waiting", RETRY_QUEUE_S)
         return self._store.create(job)
 
@@ -66,7 +76,10 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         if not 0 <= request.page_size <= 1000:
             raise InvalidField("page_size", f"must be 1 to 1000, not {request.page_size}")
         states = [_state(index, value) for index, value in enumerate(request.states)]
-        page = await asyncio.to_thread(self._store.page, request.page_size or 50, request.page_token, states)
+        try:
+            page = await asyncio.to_thread(self._store.page, request.page_size or 50, request.page_token, states)
+        except UnknownJob as error:
+            raise InvalidField("page_token", "is not one that this server gave") from error
         return pb.ListJobsResponse(jobs=[wire.job_message(job, brief=True) for job in page.jobs], next_page_token=page.token)
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:
@@ -76,7 +89,7 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         if request.after_sequence < 0:
             raise InvalidField("after_sequence", "must be 0 or more")
         after = request.after_sequence
-        while True:
+        while not self._closed:
             change = asyncio.ensure_future(self._runner.next_change(request.id))
             try:
                 job = await asyncio.to_thread(self._store.get, request.id)
@@ -85,9 +98,11 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
                     yield pb.WatchJobResponse(event=wire.event_message(event))
                 if job.has_ended and after >= job.last_sequence:
                     return
-                await change
+                if not self._closed:
+                    await change
             finally:
                 change.cancel()
+        raise Unavailable("the server is stopping")
 
     async def ListTechniques(self, request: pb.ListTechniquesRequest, context: Context) -> pb.ListTechniquesResponse:
         return pb.ListTechniquesResponse(techniques=[wire.technique_message(technique) for technique in TECHNIQUES])

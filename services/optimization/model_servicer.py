@@ -14,8 +14,8 @@ from services.chassis.faults import InvalidField, OutOfRange, Overloaded
 from services.optimization import wire
 from services.optimization.inspection import inspect_folder
 from services.repository.manifest import Manifest, Task
-from services.repository.references import BadName, check_channel, check_name
-from services.repository.store import CHUNK_BYTES, Origin, Repository, UnknownModel
+from services.repository.references import check_channel, check_name, parse
+from services.repository.store import CHUNK_BYTES, Origin, Repository, Resolved, UnknownModel
 from services.repository.uploads import Upload, Uploads
 
 NAME = pb.DESCRIPTOR.services_by_name["ModelService"].full_name
@@ -31,6 +31,7 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
     def __init__(self, repository: Repository, uploads: Uploads) -> None:
         self._repository = repository
         self._uploads = uploads
+        self._sealing: dict[str, asyncio.Task[Manifest]] = {}  # by upload id
 
     async def UploadModel(self, request_iterator: AsyncIterator[pb.UploadModelRequest], context: Context) -> pb.UploadModelResponse:
         first = await anext(aiter(request_iterator), None)
@@ -38,16 +39,30 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
             raise InvalidField("header", "must come first")
         head = first.header
         task = wire.task_from(head.task)
-        channels = [_named(f"header.channels[{index}]", check_channel, channel) for index, channel in enumerate(head.channels)]
-        _named("header.name", check_name, head.name)
-        made = await asyncio.to_thread(self._repository.find, head.name, upload_id=head.upload_id) if head.upload_id else None
+        channels = [wire.named(f"header.channels[{index}]", check_channel, channel) for index, channel in enumerate(head.channels)]
+        wire.named("header.name", check_name, head.name)
+        made = await self._made(head)
         if made is None:
-            upload = await asyncio.to_thread(self._uploads.begin, head.upload_id, head.name, wire.files_from(head.files))
+            upload = await _disk(self._uploads.begin, head.upload_id, head.name, wire.files_from(head.files))
             await _receive(request_iterator, upload)
-            made = await _disk(self._seal, upload, head.upload_id, head.name, task)
+            made = await self._sealed(upload, head, task)
         for channel in channels:
             await _disk(self._repository.set_channel, made.name, channel, made.version)
         return pb.UploadModelResponse(model=self._message(made))
+
+    async def _made(self, head: pb.UploadHeader) -> Manifest | None:
+        """The version that the upload became, or is becoming, if it was finished before."""
+        if head.upload_id in self._sealing:
+            return await asyncio.shield(self._sealing[head.upload_id])
+        return await asyncio.to_thread(self._repository.find, head.name, upload_id=head.upload_id) if head.upload_id else None
+
+    async def _sealed(self, upload: Upload, head: pb.UploadHeader, task: Task | None) -> Manifest:
+        """Goes on when the caller's connection breaks, once for all streams of the upload: who comes back gets the result."""
+        if head.upload_id not in self._sealing:
+            sealing = asyncio.ensure_future(_disk(self._seal, upload, head.upload_id, head.name, task))
+            self._sealing[head.upload_id] = sealing
+            sealing.add_done_callback(lambda _: self._sealing.pop(head.upload_id))
+        return await asyncio.shield(self._sealing[head.upload_id])
 
     def _seal(self, upload: Upload, upload_id: str, name: str, task: Task | None) -> Manifest:
         """Parses in a child process, then seals; what does not parse is dropped, since resuming could not mend it."""
@@ -63,7 +78,7 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
         return pb.GetUploadResponse(received_bytes=await asyncio.to_thread(self._uploads.received_bytes, request.upload_id))
 
     async def DownloadModel(self, request: pb.DownloadModelRequest, context: Context) -> AsyncIterator[pb.DownloadModelResponse]:
-        resolved = await asyncio.to_thread(self._repository.resolve, request.reference)
+        resolved = await self._resolved(request.reference)
         sizes = {entry.path: entry.size_bytes for entry in resolved.manifest.files}
         if request.path and request.path not in sizes:
             raise UnknownModel(f"{resolved.manifest.reference} has no file {request.path[:200]!r}")
@@ -71,16 +86,23 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
             raise OutOfRange(f"offset: {request.offset} lies outside of {request.path or 'the version; name a path'}")
         yield pb.DownloadModelResponse(model=self._message(resolved.manifest))
         for path in [request.path] if request.path else sizes:
-            async for chunk in _chunks(resolved.folder, path, request.offset):
-                yield pb.DownloadModelResponse(chunk=chunk)
+            try:
+                async for chunk in _chunks(resolved.folder, path, request.offset):
+                    yield pb.DownloadModelResponse(chunk=chunk)
+            except FileNotFoundError:
+                raise UnknownModel(f"{resolved.manifest.reference} was deleted meanwhile") from None
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
-        resolved = await asyncio.to_thread(self._repository.resolve, request.reference)
-        return pb.GetModelResponse(model=self._message(resolved.manifest))
+        return pb.GetModelResponse(model=self._message((await self._resolved(request.reference)).manifest))
+
+    async def _resolved(self, reference: str) -> Resolved:
+        return await asyncio.to_thread(self._repository.resolve, wire.named("reference", parse, reference))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         if not 0 <= request.page_size <= 1000:
             raise InvalidField("page_size", f"must be 1 to 1000, not {request.page_size}")
+        if request.name:
+            wire.named("name", check_name, request.name)
         after = _page_start(request.page_token)
         return await asyncio.to_thread(self._list, request.name, request.page_size or 100, after)
 
@@ -94,17 +116,17 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
         return pb.ListModelsResponse(models=page, next_page_token=token)
 
     async def SetChannel(self, request: pb.SetChannelRequest, context: Context) -> pb.SetChannelResponse:
-        if request.version < 1:
-            raise InvalidField("version", f"must be a whole number from 1, not {request.version}")
-        manifest = await _disk(self._repository.set_channel, request.name, request.channel, request.version)
+        name, channel = wire.named("name", check_name, request.name), wire.named("channel", check_channel, request.channel)
+        manifest = await _disk(self._repository.set_channel, name, channel, _version(request.version))
         return pb.SetChannelResponse(model=self._message(manifest))
 
     async def RollBack(self, request: pb.RollBackRequest, context: Context) -> pb.RollBackResponse:
-        manifest = await _disk(self._repository.roll_back, request.name, request.channel)
+        name, channel = wire.named("name", check_name, request.name), wire.named("channel", check_channel, request.channel)
+        manifest = await _disk(self._repository.roll_back, name, channel)
         return pb.RollBackResponse(model=self._message(manifest))
 
     async def DeleteVersion(self, request: pb.DeleteVersionRequest, context: Context) -> pb.DeleteVersionResponse:
-        await asyncio.to_thread(self._repository.delete, request.name, request.version)
+        await _disk(self._repository.delete, wire.named("name", check_name, request.name), _version(request.version))
         return pb.DeleteVersionResponse()
 
     def _message(self, manifest: Manifest) -> pb.ModelVersion:
@@ -136,15 +158,14 @@ async def _disk(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         raise
 
 
-def _named(field: str, check: Callable[[str], str], value: str) -> str:
-    try:
-        return check(value)
-    except BadName as error:
-        raise InvalidField(field, str(error)) from error
+def _version(number: int) -> int:
+    if number < 1:
+        raise InvalidField("version", f"must be a whole number from 1, not {number}")
+    return number
 
 
 def _page_start(token: str) -> tuple[str, int]:
     name, _, version = token.partition("@")
-    if token and not version.isdigit():
+    if token and not version.isdecimal():
         raise InvalidField("page_token", "is not one that this server gave")
     return name, int(version or 0)

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 
 from services import backends
+from services.backends.text import pad
 from services.optimization import configuration
 from services.optimization.configuration import read_json
 from services.optimization.failures import BadModel
-from services.optimization.tokenization import pad
 from services.repository.manifest import Format, Signature, Task, TensorSpec
 
 FILE_NAME = "model.onnx"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from services import backends
-from services.optimization import configuration, safetensors_header, uploads
+from services.optimization import allowed_files, configuration, safetensors_header
 from services.optimization.configuration import read_json
 from services.optimization.failures import BadModel
 from services.repository.manifest import Format, Signature, Task, TensorSpec
@@ -16,8 +16,8 @@ _TEXT_INPUTS = tuple(TensorSpec(name=name, datatype="INT64", shape=(-1, -1)) for
 
 def parse_folder(folder: Path, task: Task | None) -> Signature:
     """Raises BadModel."""
-    uploads.check_tree(folder)
-    uploads.check_starts(folder)
+    allowed_files.check_tree(folder)
+    allowed_files.check_starts(folder)
     configuration.refuse_remote_code(folder)
     has_onnx, has_weights = (folder / "model.onnx").exists(), any(folder.glob("*.safetensors"))
     if has_onnx and has_weights:

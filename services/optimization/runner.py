@@ -55,6 +55,11 @@ class Runner:
         event = self._changed.setdefault(job_id, asyncio.Event())
         await event.wait()
 
+    def release(self) -> None:
+        """Lets every `next_change` return."""
+        for event in list(self._changed.values()):
+            event.set()
+
     async def run(self) -> None:
         """Runs jobs until stopped; first puts back in the queue what a stopped service left running."""
         while not self._stopping:
@@ -104,7 +109,7 @@ class Runner:
         except IllegalTransition:  # cancelled in between
             return
         try:
-            if await self._was_published(job):
+            if job.started is not None and await self._was_published(job):
                 return
             await asyncio.to_thread(self._prepare, job, folder)
             status = await self._run_worker(job, folder)
@@ -191,8 +196,8 @@ class Runner:
                 await self._tell(job.id, line)
             return await process.wait()
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # what a worker that was killed alone has left; its children keep the group's id taken
+            with suppress(ProcessLookupError):  # after its end too: one that was killed alone leaves children, which keep the group's id
+                os.killpg(process.pid, signal.SIGKILL)
             self._process, self._running_id = None, ""
 
     async def _tell(self, job_id: str, line: bytes) -> None:

@@ -1,50 +1,31 @@
-"""Texts to token ids and padded batches, with the model folder's own tokenizer."""
+"""Evaluation and calibration texts as token ids and as padded batches of like lengths."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from services.backends import LoadError
+from services.backends.text import Batch, Ids, pad, read_tokenizer
 from services.optimization.failures import BadModel
 from services.repository.manifest import Signature
 
-FILE_NAME = "tokenizer.json"
-Ids = NDArray[np.int64]
-Batch = Mapping[str, Ids]
 
-
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer without the truncation and padding that its file may ask for. Raises BadModel."""
+def read_model_tokenizer(folder: Path) -> Tokenizer:
+    """The folder's tokenizer. Raises BadModel."""
     try:
-        tokenizer = Tokenizer.from_file(str(folder / FILE_NAME))
-    except Exception as error:  # the library raises bare Exception
-        raise BadModel(f"{FILE_NAME}: {error}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+        return read_tokenizer(folder)
+    except LoadError as error:
+        raise BadModel(str(error)) from error
 
 
 def encode(folder: Path, signature: Signature, texts: Sequence[str]) -> list[Ids]:
     """Each text's token ids with its special tokens, cut at the signature's max_tokens. Raises BadModel."""
-    tokenizer = read_tokenizer(folder)
+    tokenizer = read_model_tokenizer(folder)
     if signature.max_tokens:
         tokenizer.enable_truncation(max_length=signature.max_tokens)
     return [np.array(encoding.ids, np.int64) for encoding in tokenizer.encode_batch(list(texts))]
-
-
-def pad(rows: Sequence[Ids], signature: Signature) -> Batch:
-    """One batch [rows, longest], padded on the right with the mask telling; the names are those of the signature's inputs."""
-    shape = (len(rows), max(len(row) for row in rows))
-    ids = np.full(shape, signature.pad_token_id, np.int64)
-    mask = np.zeros(shape, np.int64)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = row
-        mask[index, : len(row)] = 1
-    every: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros(shape, np.int64)}
-    return {spec.name: every[spec.name] for spec in signature.inputs}
 
 
 def batches(rows: Sequence[Ids], signature: Signature, batch_rows: int) -> Iterator[tuple[list[int], Batch]]:

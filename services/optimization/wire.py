@@ -19,6 +19,7 @@ from services.optimization.report import Candidate, Interval, Measurement, Repor
 from services.optimization.spec import Spec
 from services.optimization.techniques import Technique
 from services.repository.manifest import FileEntry, Format, Manifest, Task, TensorSpec
+from services.repository.references import BadName
 
 T = TypeVar("T")
 
@@ -42,6 +43,14 @@ def checked(prefix: str, make: Callable[[], T]) -> T:
         fault = error.errors()[0]
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
         raise InvalidField(f"{prefix}{path}", str(fault["msg"])) from error
+
+
+def named(field: str, check: Callable[[str], T], value: str) -> T:
+    """`check(value)`, its BadName as InvalidField with the path of the field in the request."""
+    try:
+        return check(value)
+    except BadName as error:
+        raise InvalidField(field, str(error)) from error
 
 
 # Jobs
@@ -75,7 +84,7 @@ def spec_from(message: pb.JobSpec) -> Spec:
 def _step(step: pb.Step, field: str) -> dict[str, Any]:
     try:
         parameters = json_format.MessageToDict(step.parameters)
-    except ValueError as error:  # infinity or NaN
+    except (ValueError, json_format.Error) as error:  # infinity or NaN
         raise InvalidField(f"{field}.parameters", "must be plain JSON") from error
     return {"technique": step.technique, "parameters": {name: _whole(value) for name, value in parameters.items()}}
 

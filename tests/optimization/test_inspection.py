@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 
-from services.optimization import safetensors_header, uploads
+from services.optimization import allowed_files, safetensors_header
 from services.optimization.failures import BadModel
 from services.optimization.inspection import inspect_folder
 from services.repository.manifest import Format, Task
@@ -63,20 +63,20 @@ def test_packaged_model_is_read_whole(upload: Path) -> None:
 def test_names_and_links_are_refused_unopened(upload: Path, spoil: Spoil, fault: str) -> None:
     spoil(upload)
     with pytest.raises(BadModel, match=fault):
-        uploads.check_tree(upload)
+        allowed_files.check_tree(upload)
 
 
 @pytest.mark.parametrize("content", [pickle.dumps({"a": 1}), b"PK\x03\x04archive", b"\x1f\x8bgzip", b"\x7fELF"])
 def test_programs_are_refused_under_any_name(upload: Path, content: bytes) -> None:
     (upload / "README.md").write_bytes(content)
     with pytest.raises(BadModel, match=r"^README\.md: its content"):
-        uploads.check_starts(upload)
+        allowed_files.check_starts(upload)
 
 
 def test_a_pickle_named_safetensors_is_refused(upload: Path) -> None:
     (upload / "model.safetensors").write_bytes(pickle.dumps({"a": list(range(100))}))
     with pytest.raises(BadModel, match=r"^model\.safetensors: its content"):
-        uploads.check_starts(upload)
+        allowed_files.check_starts(upload)
 
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}

@@ -159,8 +159,8 @@ class Models:
         """Uploads a folder as a version; a broken upload goes on where it broke. Raises grpc.RpcError, FileNotFoundError."""
         head = await asyncio.to_thread(folders.header, Path(folder), name, task, channels)
         for attempt in range(ATTEMPTS):
-            received = await self._received(head.upload_id)
             try:
+                received = await self._received(head.upload_id)
                 return (await self._stub.UploadModel(_off_loop(Path(folder), head, received), timeout=timeout)).model
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE or attempt == ATTEMPTS - 1:
@@ -250,7 +250,7 @@ class Jobs:
                     yield response.event
                 return
             except grpc.RpcError as error:
-                failures += 1
+                failures += error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED  # nothing happened for a while: no failure
                 if error.code() not in PASSING or failures >= ATTEMPTS:
                     raise
                 await asyncio.sleep(0.2 * 2**failures)

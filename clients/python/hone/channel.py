@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -21,6 +21,10 @@ SAFE: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "hone.cache.v1.CacheService": ("Get", "Put", "Delete", "Clear", "GetStats"),
     }
 )
+
+
+# Who is told "too many" by these waits milliseconds; a full job queue or disk stays full for minutes, and the caller should know.
+BRIEFLY_FULL = ("hone.inference.v1.InferenceService", "hone.cache.v1.CacheService")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +50,7 @@ def options(*, retries: bool) -> list[tuple[str, str | int]]:
     """Channel arguments. gRPC itself repeats and backs off, and obeys the server's `grpc-retry-pushback-ms`."""
     config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if retries:
-        names = [{"service": service, "method": method} for service, methods in SAFE.items() for method in methods]
-        policy = {
-            "maxAttempts": 5,
-            "initialBackoff": "0.1s",
-            "maxBackoff": "3s",
-            "backoffMultiplier": 2,
-            "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
-        }
-        config["methodConfig"] = [{"name": names, "retryPolicy": policy}]
+        config["methodConfig"] = [_method_config(service, methods) for service, methods in SAFE.items()]
         config["retryThrottling"] = {"maxTokens": 100, "tokenRatio": 0.5}
     return [
         ("grpc.service_config", json.dumps(config)),
@@ -63,3 +59,14 @@ def options(*, retries: bool) -> list[tuple[str, str | int]]:
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", 30_000),
     ]
+
+
+def _method_config(service: str, methods: Sequence[str]) -> dict[str, object]:
+    policy = {
+        "maxAttempts": 5,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "3s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE", *(["RESOURCE_EXHAUSTED"] if service in BRIEFLY_FULL else [])],
+    }
+    return {"name": [{"service": service, "method": method} for method in methods], "retryPolicy": policy}

@@ -172,8 +172,8 @@ class Models:
         """Uploads a folder as a version; a broken upload goes on where it broke. Raises grpc.RpcError, FileNotFoundError."""
         head = folders.header(Path(folder), name, task, channels)
         for attempt in range(ATTEMPTS):
-            requests = _counted(folders.chunks(Path(folder), head, self._received(head.upload_id)), head, progress)
             try:
+                requests = _counted(folders.chunks(Path(folder), head, self._received(head.upload_id)), head, progress)
                 return self._stub.UploadModel(requests, timeout=timeout).model
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE or attempt == ATTEMPTS - 1:
@@ -265,7 +265,7 @@ class Jobs:
                     yield response.event
                 return
             except grpc.RpcError as error:
-                failures += 1
+                failures += error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED  # nothing happened for a while: no failure
                 if error.code() not in PASSING or failures >= ATTEMPTS:
                     raise
                 time.sleep(0.2 * 2**failures)
@@ -312,7 +312,9 @@ def cached_values(response: cache_pb2.GetResponse) -> list[bytes | None]:
 
 
 def put_request(namespace: str, entries: Mapping[bytes, bytes], ttl: float | None) -> cache_pb2.PutRequest:
-    life = None if ttl is None else Duration(seconds=int(ttl), nanos=int(ttl % 1 * 1e9))
+    life = None if ttl is None else Duration()
+    if ttl is not None and life is not None:
+        life.FromNanoseconds(int(ttl * 1e9))
     return cache_pb2.PutRequest(
         namespace=namespace, entries=[cache_pb2.Entry(key=key, value=value, ttl=life) for key, value in entries.items()]
     )

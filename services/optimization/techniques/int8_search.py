@@ -12,12 +12,13 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from services import backends
+from services.backends.text import Ids
 from services.optimization import fidelity, folder
 from services.optimization.environment import cpu_features, has_int8_dot
 from services.optimization.failures import NotEnoughData, Toolchain, UnsupportedOperator
 from services.optimization.techniques import sensitivity
 from services.optimization.techniques.technique import Context, Outcome
-from services.optimization.tokenization import Ids, batches, encode
+from services.optimization.tokenization import batches, encode
 from services.repository.manifest import Signature, Task
 
 if TYPE_CHECKING:
