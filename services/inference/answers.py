@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -14,6 +14,7 @@ from services.inference.layout import Values
 log = structlog.get_logger("hone.answers")
 
 _ENTRY_OVERHEAD_BYTES = 400  # of the mapping, the arrays' headers and the key, measured
+_CALL_KEYS = 1024  # the cache service's own limit for a call, unless it is set lower; a larger call would be refused whole
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 
 
@@ -107,24 +108,28 @@ class SharedAnswers:
     async def _ask(self, name: str, namespace: str) -> None:
         try:
             while (lot := self._asked.pop(namespace, None)) is not None:
-                lot.answer(await self._lookup(namespace, list(lot.keys)))
+                found: dict[bytes, Values] = {}
+                for keys in _slices(list(lot.keys)):
+                    found |= await self._lookup(namespace, keys)
+                lot.answer(found)
         finally:
             del self._tasks[name]  # here, not in a callback: nobody may add a lot in between
 
     async def _lookup(self, namespace: str, keys: Sequence[bytes]) -> Mapping[bytes, Values]:
         try:
             values = await self._cache.get(namespace, keys, timeout=self._timeout_s)
+            decoded = {key: decode(value) for key, value in zip(keys, values, strict=True) if value is not None}
         except Exception as error:  # a cache outage is a miss, whatever it looks like
             self._failed(repr(error))
             return {}
         self._pause_s = _SHORTEST_PAUSE_S
-        decoded = ((key, decode(value)) for key, value in zip(keys, values, strict=True) if value is not None)
-        return {key: outputs for key, outputs in decoded if outputs is not None}
+        return {key: outputs for key, outputs in decoded.items() if outputs is not None}
 
     async def _store(self, name: str, namespace: str) -> None:
         try:
             while entries := self._stores.pop(namespace, None):
-                await self._put(namespace, entries)
+                for keys in _slices(list(entries)):
+                    await self._put(namespace, {key: entries[key] for key in keys})
         finally:
             del self._tasks[name]
 
@@ -141,6 +146,10 @@ class SharedAnswers:
         self._paused_until = now + self._pause_s
         log.warning("the cache does not answer; going on without it", reason=reason[:200], pause_s=self._pause_s)
         self._pause_s = min(_LONGEST_PAUSE_S, self._pause_s * 2)
+
+
+def _slices(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    return (keys[start : start + _CALL_KEYS] for start in range(0, len(keys), _CALL_KEYS))
 
 
 class _Lot:

@@ -1,6 +1,8 @@
 """The gateway's promises, proved on the real one with hand-written replicas behind it: no model is loaded here."""
 
+import socket
 from collections.abc import Iterator
+from typing import IO
 
 import grpc
 import pytest
@@ -14,6 +16,7 @@ from tests.compose.load import under_load
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(600)]
 
 REPLICAS = 3
+END_STREAM, END_HEADERS = 1, 4  # flags of HTTP/2 frames
 LARGE_BYTES = 63 << 20  # just under the largest message
 
 
@@ -75,6 +78,30 @@ def test_without_a_replica_the_caller_gets_unavailable_in_grpcs_own_form(gateway
     with grpc.insecure_channel(gateway.address) as channel, pytest.raises(grpc.RpcError) as refused:
         jobs_pb2_grpc.JobServiceStub(channel).ListJobs(jobs_pb2.ListJobsRequest(), timeout=5)
     assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode.UNAVAILABLE, "no replica can take the call")
+
+
+def test_a_refusal_of_the_gateways_own_is_http_200_as_grpc_demands(gateway: ComposeProject) -> None:
+    path = b"/hone.optimization.v1.JobService/ListJobs"
+    headers = b"\x83\x86\x44" + bytes([len(path)]) + path + b"\x41\x04hone\x5f\x10application/grpc"  # HPACK: POST, http, path, authority
+    settings, request = frame(4, 0, 0, b""), frame(1, END_HEADERS, 1, headers) + frame(0, END_STREAM, 1, b"\0" * 5)
+    with socket.create_connection(gateway.address.split(":"), timeout=10) as connection, connection.makefile("rb") as answer:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + request)
+        kind, flags, payload = read_frame(answer)
+        while kind != 1:
+            kind, flags, payload = read_frame(answer)
+    assert payload[:1] == b"\x88"  # HPACK: status 200
+    assert flags & END_STREAM  # no body, which a caller would take for messages
+    assert b"application/grpc" in payload
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def read_frame(source: IO[bytes]) -> tuple[int, int, bytes]:
+    """Type, flags and payload of the next HTTP/2 frame."""
+    head = source.read(9)
+    return head[3], head[4], source.read(int.from_bytes(head[:3], "big"))
 
 
 def test_a_caller_that_cancels_frees_its_replica(stub: inference.InferenceServiceStub) -> None:

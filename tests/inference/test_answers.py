@@ -14,7 +14,7 @@ from services.inference.answers import Answers, MemoryAnswers, SharedAnswers
 from services.inference.layout import Values
 from tests.inference.fakes import FakeClock
 
-PATIENT_S = 60.0  # a time-out that only a broken test meets
+PATIENT_S = 20.0  # a time-out that only a broken test meets
 HASTY_S = 0.01
 MOST = 1024  # keys that the cache service takes in a call, by default
 

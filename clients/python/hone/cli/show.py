@@ -12,8 +12,8 @@ from hone.repository.v1 import models_pb2
 console = Console()
 VERDICTS = {
     jobs_pb2.VERDICT_ACCEPT: "[green]accepted[/]",
-    jobs_pb2.VERDICT_REJECT_ACCURACY: "[red]rejected: accuracy[/]",
-    jobs_pb2.VERDICT_REJECT_NO_GAIN: "[red]rejected: no gain[/]",
+    jobs_pb2.VERDICT_REJECT_ACCURACY: "[red]rejected:\naccuracy[/]",
+    jobs_pb2.VERDICT_REJECT_NO_GAIN: "[red]rejected:\nno gain[/]",
     jobs_pb2.VERDICT_INCONCLUSIVE: "[yellow]inconclusive[/]",
     jobs_pb2.VERDICT_INFEASIBLE: "[yellow]infeasible[/]",
 }
@@ -65,13 +65,13 @@ def report(found: jobs_pb2.Report) -> Table:
     rows = [
         ("size", *map(_size, measured)),
         ("memory", *(megabytes(m.memory_bytes) if m.memory_bytes else "" for m in measured)),
-        ("fidelity (95 %)", *("1" if c is None else _interval(c.fidelity, 4) if c.HasField("fidelity") else "" for c in compared)),
-        ("speed-up (95 %)", *("1" if c is None else _interval(c.speedup, 2) if c.HasField("speedup") else "" for c in compared)),
+        ("fidelity,\n95 % interval", *("1" if c is None else _interval(c.fidelity, 4) if c.HasField("fidelity") else "" for c in compared)),
+        ("speed-up,\n95 % interval", *("1" if c is None else _interval(c.speedup, 2) if c.HasField("speedup") else "" for c in compared)),
         ("verdict", *("" if c is None else VERDICTS[c.verdict] for c in compared)),
     ]
     for index, workload in enumerate(found.original.workloads):
-        rows.append((f"{workload.batch_rows} × {workload.tokens}", *(_speed(m, index) for m in measured)))
-    title = "Candidates beside the original, measured in turns; rows × tokens: p50 / p99 ms, rows/s"
+        rows.append((f"{workload.batch_rows} × {workload.tokens}\n", *(_speed(m, index) for m in measured)))
+    title = "Candidates beside the original, measured in turns.\nRows × tokens: p50 / p99 in ms, rows per second."
     return table(title, ("", *names), rows)
 
 
@@ -83,11 +83,11 @@ def _speed(measurement: jobs_pb2.Measurement, index: int) -> str:
     if index >= len(measurement.workloads):  # infeasible: nothing was measured
         return ""
     workload = measurement.workloads[index]
-    return f"{workload.p50_ms:.1f} / {workload.p99_ms:.1f}, {workload.rows_per_second:.0f}"
+    return f"{workload.p50_ms:.1f} / {workload.p99_ms:.1f}\n{workload.rows_per_second:.0f}/s"
 
 
 def _interval(interval: jobs_pb2.Interval, digits: int) -> str:
-    return f"{interval.estimate:.{digits}f} ({interval.low:.{digits}f}–{interval.high:.{digits}f})"
+    return f"{interval.estimate:.{digits}f}\n{interval.low:.{digits}f}–{interval.high:.{digits}f}"
 
 
 def serving(models: inference_pb2.ListModelsResponse, statistics: inference_pb2.GetStatisticsResponse) -> Table:
