@@ -33,7 +33,7 @@ def _by_length(folder: Path) -> dict[int, list[str]]:
     """Sentences and their first words, by tokens with the special ones."""
     tokenizer = read_tokenizer(folder)
     found: dict[int, list[str]] = {}
-    sentences = [sentence for sentence, _ in labelled_sentences(4000, 0, PACKAGES)]
+    sentences = [sentence for sentence, _ in labelled_sentences(3000, 0, PACKAGES)]
     shorter = [" ".join(sentence.split()[:4]) for sentence in sentences[:400]]
     for sentence, encoding in zip([*sentences, *shorter], tokenizer.encode_batch([*sentences, *shorter]), strict=True):
         if len(encoding.ids) <= LONGEST:

@@ -41,8 +41,6 @@ PLACES = {
 
 PURE = ("services.inference.batching", "services.inference.service_time", "services.optimization.jobs")
 DOORS = ("servicer", "wire", "__main__")
-# The clients of `hone` among the services: a program's composition, and the answer cache, which asks the cache service as any caller does.
-CLIENTS = ("services.inference.answers",)
 
 
 def module_name(path: Path) -> str:
@@ -79,7 +77,7 @@ def _own_faults(module: str, target: str) -> Iterator[str]:
         if not module.startswith("hone") and not module.rpartition(".")[2].endswith(DOORS):
             yield "a wire type past the door"
     elif below(target, "hone") and room != "hone":
-        if not module.endswith("__main__") and module not in CLIENTS:
+        if not module.endswith("__main__"):
             yield "the client, outside of a program's composition"
     elif room_of(target) != room and not any(below(target, known) for known in ROOMS[room]):
         yield f"the room {room_of(target)}"
@@ -108,7 +106,7 @@ def test_a_module_knows_only_what_the_table_allows(path: Path) -> None:
 
 def test_the_table_knows_modules_that_exist() -> None:
     names = {module_name(path) for path in sources()}
-    assert {*PURE, *CLIENTS} <= names
+    assert {*PURE} <= names
     assert all(any(below(name, room) for name in names) for room in ROOMS)
 
 

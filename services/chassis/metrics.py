@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -37,12 +38,16 @@ class CallMetrics:
             registry=registry,
         )
         self._running = Gauge("grpc_server_in_flight", "Calls begun and not ended.", registry=registry)
+        # Only methods that exist come here, so there are few; looked up by label at each call they cost more than timing it.
+        self._of = cache(self._children)
+        self._ended = cache(self._counter)
 
     @contextmanager
     def call(self, method: str) -> Iterator[Outcome]:
         """Times one call; `method` is `/package.Service/Method`."""
         service, _, name = method.lstrip("/").partition("/")
-        self._started.labels(service, name).inc()
+        started, seconds = self._of(service, name)
+        started.inc()
         self._running.inc()
         outcome = Outcome(grpc.StatusCode.OK)
         begun = time.monotonic()
@@ -54,8 +59,14 @@ class CallMetrics:
             raise
         finally:
             self._running.dec()
-            self._seconds.labels(service, name).observe(time.monotonic() - begun)
-            self._handled.labels(service, name, outcome.code.name).inc()
+            seconds.observe(time.monotonic() - begun)
+            self._ended(service, name, outcome.code).inc()
+
+    def _children(self, service: str, name: str) -> tuple[Counter, Histogram]:
+        return self._started.labels(service, name), self._seconds.labels(service, name)
+
+    def _counter(self, service: str, name: str, code: grpc.StatusCode) -> Counter:
+        return self._handled.labels(service, name, code.name)
 
 
 @contextmanager

@@ -6,23 +6,19 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
-import grpc
 from hone.aio import CacheClient
 from hone.inference.v1 import inference_pb2_grpc
 
-from services.chassis.errors import ErrorTable
 from services.chassis.server import Server, run, until_signalled
 from services.chassis.settings import load
 from services.inference.answers import Answers, MemoryAnswers, SharedAnswers
 from services.inference.core import Core
+from services.inference.errors import ERRORS
 from services.inference.models import Models
 from services.inference.servicer import NAME, InferenceServicer
 from services.inference.settings import InferenceSettings
 from services.inference.statistics import Metrics
-from services.repository.references import BadName
-from services.repository.store import Repository, UnknownModel
-
-ERRORS = ErrorTable({BadName: grpc.StatusCode.INVALID_ARGUMENT, UnknownModel: grpc.StatusCode.NOT_FOUND})
+from services.repository.store import Repository
 
 # A thread that comes back from the backend waits this long at most for the interpreter; the default of 5 ms is half a batch.
 SWITCH_INTERVAL_S = 0.0005

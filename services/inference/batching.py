@@ -294,7 +294,8 @@ def _sizes(most: int, least: int) -> Iterator[int]:
 
 
 def _by_length(row: Row) -> tuple[int, int]:
-    return row.length, row.order
+    """Of equal lengths the newest first: a window that cuts through them on its left then holds the oldest."""
+    return row.length, -row.order
 
 
 def _urgency(row: Row) -> tuple[int, int]:

@@ -112,7 +112,7 @@ class Core:
             counted.failed_requests += 1
             raise
         cached = sum(answer.batch_rows == 0 for answer in answers)
-        counted.cached_rows += cached
+        engine.count_cached(cached)
         text = served.signature.task is not Task.TENSOR
         return Result(
             {name: np.stack([answer.outputs[name] for answer in answers]) for name in outputs},

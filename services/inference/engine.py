@@ -117,8 +117,7 @@ class Engine:
         self._batcher: Batcher[QueuedRow] = Batcher(policy, self.service_time.predict)
         self._flights: dict[bytes, QueuedRow] = {}
         self._instances = [_Instance(ThreadPoolExecutor(1, f"{name}@{version}-{i}")) for i in range(instances)]
-        self._metrics = metrics
-        self._labels = (name, str(version))
+        self._metrics = metrics.of(name, version)
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._poll_scheduled = False
@@ -237,7 +236,7 @@ class Engine:
         for instance in sorted(self._instances, key=lambda i: (i.pending, i.free_at)):
             while instance.pending < 2 and self._offer(instance, now):
                 pass
-        self._metrics.queued_rows.labels(*self._labels).set(len(self._batcher))
+        self._metrics.queued_rows.set(len(self._batcher))
         self._set_timer(now)
         self._check_idle()
 
@@ -305,7 +304,7 @@ class Engine:
         self._count_run(seconds, predicted)
         self._schedule_poll()
         compute_ns = round(seconds * 1e9)
-        queue_seconds = self._metrics.queue_seconds.labels(*self._labels)
+        queue_seconds = self._metrics.queue_seconds
         for row, answer in zip(rows, answers, strict=True):
             if isinstance(answer, Exception):
                 self._fail(row, answer)
@@ -331,6 +330,11 @@ class Engine:
 
     # Counting
 
+    def count_cached(self, rows: int) -> None:
+        """Rows that were answered from memory, and so never came here."""
+        self.statistics.cached_rows += rows
+        self._metrics.cached_rows.inc(rows)
+
     def _count_batch(self, batch: Batch[QueuedRow]) -> None:
         real, padded = sum(row.length for row in batch.rows), len(batch.rows) * batch.longest
         counted, metrics = self.statistics, self._metrics
@@ -338,14 +342,14 @@ class Engine:
         counted.batch_rows += len(batch.rows)
         counted.real_tokens += real
         counted.padded_tokens += padded
-        metrics.batch_rows.labels(*self._labels).observe(len(batch.rows))
-        metrics.batch_tokens.labels(*self._labels).observe(padded)
-        metrics.real_tokens.labels(*self._labels).inc(real)
-        metrics.padded_tokens.labels(*self._labels).inc(padded)
-        metrics.closed.labels(*self._labels, batch.reason).inc()
+        metrics.batch_rows.observe(len(batch.rows))
+        metrics.batch_tokens.observe(padded)
+        metrics.real_tokens.inc(real)
+        metrics.padded_tokens.inc(padded)
+        metrics.closed[batch.reason].inc()
 
     def _count_run(self, seconds: float, predicted: float) -> None:
         self.statistics.compute_ns += round(seconds * 1e9)
-        self._metrics.compute_seconds.labels(*self._labels).observe(seconds)
+        self._metrics.compute_seconds.observe(seconds)
         if seconds > 0:
-            self._metrics.predicted_ratio.labels(*self._labels).observe(predicted / seconds)
+            self._metrics.predicted_ratio.observe(predicted / seconds)

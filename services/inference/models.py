@@ -12,7 +12,7 @@ from services.inference.served import ServedVersion, State
 from services.inference.settings import InferenceSettings
 from services.inference.statistics import Metrics
 from services.repository.references import Reference, parse
-from services.repository.store import Repository
+from services.repository.store import Damaged, Repository, UnknownModel
 
 log = structlog.get_logger("hone.models")
 
@@ -64,9 +64,9 @@ class Models:
             served = self._versions.get((wanted.name, resolved.manifest.version))
             if served is None and wanted.version is not None:
                 return WrongState(f"model: {wanted} is not loaded on this replica; LoadModel loads it")
-            if served is None:
+            if served is None or served.state is State.READY:  # the channel moved since the last look
                 self._look.set()
-                return Unavailable(f"{wanted} is about to be loaded", LOAD_S)
+                return Unavailable(f"{wanted} is about to be served", LOAD_S)
         if served.state is State.FAILED:
             return Unavailable(f"{wanted} could not be loaded: {served.reason}")
         return Unavailable(f"{wanted} is {served.state.value.lower()}", LOAD_S if served.state is State.LOADING else None)
@@ -121,13 +121,16 @@ class Models:
     def _read_changes(self) -> dict[str, dict[str, int]]:
         """Channels of the models whose channels moved since the last look: one stat per model that did not."""
         names = self._repository.names()
+        seen_ns: dict[str, int] = {}
         moved: dict[str, dict[str, int]] = {name: {} for name in self._changed_ns if name not in names}
         for name in names:
             changed_ns = self._repository.channels_changed_ns(name)
             # A file system's clock ticks in milliseconds: what moved just now may move again within the tick.
             if self._changed_ns.get(name) != changed_ns or self._is_fresh(changed_ns):
                 moved[name] = self._repository.channels(name)
-                self._changed_ns[name] = changed_ns
+                seen_ns[name] = changed_ns
+        # Only now: had the disk failed half-way, the next look must read again what this one did not get to tell.
+        self._changed_ns.update(seen_ns)
         for name in moved.keys() - set(names):
             self._changed_ns.pop(name, None)
         return moved
@@ -137,8 +140,11 @@ class Models:
 
     async def _apply(self) -> None:
         for name, channels in self._wanted.items():
-            for version in channels.values():
-                self._begin_load((name, version))
+            for channel, version in channels.items():
+                try:
+                    self._begin_load((name, version))
+                except (UnknownModel, Damaged, OSError) as error:  # this one alone; the other models are followed
+                    log.error("channel points at a version that cannot be read", model=name, channel=channel, error=str(error))
         self._switch()
         self._drop_unneeded()
 
@@ -155,8 +161,8 @@ class Models:
             await served.load(self._repository, self._settings, self._metrics, self._pool)
             log.info("version is ready", model=served.manifest.reference, backend=served.backend_name)
         except Exception as error:
+            # Kept in the version's state, where callers find it: nobody awaits this task.
             log.error("version could not be loaded; what served before goes on", model=served.manifest.reference, exc_info=error)
-            raise
         finally:
             del self._loads[key]
             self._switch()
@@ -192,13 +198,15 @@ class Models:
     # Control
 
     async def load(self, reference: str) -> ServedVersion:
-        """Loads a version and keeps it until it is unloaded. Raises BadName, UnknownModel, WrongState."""
+        """Loads a version and keeps it until it is unloaded. Raises BadName, UnknownModel, WrongState, Unavailable while it drains."""
         manifest = self._repository.resolve(reference).manifest
         key = (manifest.name, manifest.version)
-        self._pinned.add(key)
-        failed = self._versions.get(key)
-        if failed is not None and failed.state is State.FAILED and key not in self._loads:
+        before = self._versions.get(key)
+        if before is not None and before.state is State.DRAINING:
+            raise Unavailable(f"{manifest.reference} is draining", LOAD_S)
+        if before is not None and before.state is State.FAILED and key not in self._loads:
             del self._versions[key]
+        self._pinned.add(key)
         task = self._begin_load(key)
         if task is not None:
             await asyncio.gather(asyncio.shield(task), return_exceptions=True)
@@ -217,9 +225,10 @@ class Models:
         served = self._versions.get(key)
         if served is None:
             raise NotFound(f"{wanted} is not loaded on this replica")
-        channels = [channel for channel, version in self._wanted.get(wanted.name, {}).items() if version == wanted.version]
-        if channels:
-            raise WrongState(f"model: channel {', '.join(channels)} points at {wanted}")
+        # A channel on its way to a newer version, or whose newer version failed, is still answered by the old one.
+        channels = {channel for channel, version in self._wanted.get(wanted.name, {}).items() if version == wanted.version}
+        if channels := channels.union(self.channels_of(served)):
+            raise WrongState(f"model: channel {', '.join(sorted(channels))} points at {wanted}")
         self._pinned.discard(key)
         self._drop_unneeded()
 

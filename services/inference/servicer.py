@@ -21,6 +21,7 @@ from services.inference.served import ServedVersion
 from services.repository.manifest import Task
 
 NAME = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
+MAX_DIMENSIONS = 16  # far more than a model has, and fewer than numpy refuses
 Context = grpc.aio.ServicerContext[object, object]
 
 
@@ -114,8 +115,8 @@ def _array(field: str, tensor: pb.Tensor) -> Array:
     """The tensor's bytes as an array, without a copy; it cannot be written to."""
     if tensor.datatype not in DATATYPES:
         raise InvalidField(f"{field}.datatype", f"{tensor.datatype!r} is not among {', '.join(DATATYPES)}")
-    if not tensor.shape or min(tensor.shape) < 0:
-        raise InvalidField(f"{field}.shape", f"{list(tensor.shape)} must have at least the row and no negative size")
+    if not 0 < len(tensor.shape) <= MAX_DIMENSIONS or min(tensor.shape) < 1:
+        raise InvalidField(f"{field}.shape", f"{list(tensor.shape[:8])} must be 1 to {MAX_DIMENSIONS} sizes of 1 or more, the rows first")
     dtype = np.dtype(DATATYPES[tensor.datatype])
     expected = math.prod(tensor.shape) * dtype.itemsize
     if len(tensor.data) != expected:

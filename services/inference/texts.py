@@ -51,10 +51,10 @@ class TextEncoder:
             )
         return text[: self._max_chars]
 
-    def _encode(self, texts: Sequence[str], truncate: bool) -> list[Ids]:
+    def _encode(self, texts: list[str], truncate: bool) -> list[Ids]:
         rows = []
-        for index, text in enumerate(texts):
-            encoding = self._tokenizer.encode(text)
+        # Also for one text: `encode` takes three times as long as a batch of one.
+        for index, encoding in enumerate(self._tokenizer.encode_batch(texts)):
             if encoding.overflowing and not truncate:
                 raise InvalidField(f"texts[{index}]", f"is over the model's {self._max_tokens} tokens; set options.truncate to cut it")
             rows.append(np.array(encoding.ids, np.int64))

@@ -84,7 +84,8 @@ def test_a_refusal_of_the_gateways_own_is_http_200_as_grpc_demands(gateway: Comp
     path = b"/hone.optimization.v1.JobService/ListJobs"
     headers = b"\x83\x86\x44" + bytes([len(path)]) + path + b"\x41\x04hone\x5f\x10application/grpc"  # HPACK: POST, http, path, authority
     settings, request = frame(4, 0, 0, b""), frame(1, END_HEADERS, 1, headers) + frame(0, END_STREAM, 1, b"\0" * 5)
-    with socket.create_connection(gateway.address.split(":"), timeout=10) as connection, connection.makefile("rb") as answer:
+    host, port = gateway.address.split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection, connection.makefile("rb") as answer:
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + request)
         kind, flags, payload = read_frame(answer)
         while kind != 1:

@@ -1,6 +1,5 @@
 """What makes two rows the same question, and that a damaged answer is no answer."""
 
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,7 +13,8 @@ SIX = np.arange(6, dtype=np.int32)
 ROW: Values = {"a": SIX.reshape(2, 3), "b": np.float32([1.5])}
 KEY = answer_key("digest", ROW, ("y", "z"))
 
-array = arrays.arrays(st.sampled_from(["f4", "f2", "f8", "i8", "u1", "?"]), arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
+shapes = arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
+array = arrays.arrays(st.sampled_from(["f4", "f2", "f8", "i8", "u1", "?"]), shapes)
 values = st.dictionaries(st.text(max_size=8), array, min_size=1, max_size=3)
 
 
@@ -95,5 +95,3 @@ def test_a_cut_or_longer_answer_is_no_answer(outputs: Values, data: st.DataObjec
 @given(st.binary(max_size=64))
 def test_strangers_bytes_are_no_answer(data: bytes) -> None:
     assert decode(data) is None
-
-

@@ -75,6 +75,13 @@ def test_a_row_past_the_age_cap_is_in_the_next_batch_whatever_it_costs() -> None
     assert batch.reason is Reason.OVERDUE
 
 
+def test_among_equal_lengths_the_oldest_run_first() -> None:
+    queue, rows = filled([9] * 10, max_rows=4)
+    batch = queue.poll(0.0).batch
+    assert batch is not None
+    assert set(batch.rows) == set(rows[:4])
+
+
 def test_keys_never_mix() -> None:
     queue = batcher()
     for index in range(10):

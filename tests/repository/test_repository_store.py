@@ -30,7 +30,6 @@ from services.repository.store import Origin, Repository
 
 root, signature, count, fault = sys.argv[1:]
 if fault:  # the named call never comes back
-    pathlib_rename = Path.rename
     def stop(*_):
         print("here", flush=True)
         signal.pause()
@@ -243,9 +242,10 @@ def test_a_full_disk_is_told_and_leaves_nothing_visible(repository: Repository, 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+    with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        seal()
+        with pytest.raises(OSError, match="No space left"):
+            seal()
     assert visible(repository) == before
     assert list((repository.root / "staging").iterdir()) == []
     assert seal().version == 2

@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def test_any_chunking_of_any_interleaving_arrives(files: dict[str, bytes], cuts:
 def _spans(size: int, cuts: Sequence[int]) -> list[tuple[int, int]]:
     """Consecutive pieces; each begins a little before the end of the one before, since resending is allowed."""
     edges = sorted({0, size, *(cut for cut in cuts if cut < size)})
-    return [(max(0, begin - 3), end) for begin, end in zip(edges, edges[1:], strict=False)]
+    return [(max(0, begin - 3), end) for begin, end in pairwise(edges)]
 
 
 def test_a_broken_upload_goes_on(uploads: Uploads) -> None:

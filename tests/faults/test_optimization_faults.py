@@ -1,0 +1,138 @@
+"""The optimization service as a process: killed and stopped while a job runs, and started again on what it left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import hone
+import psutil
+import pytest
+from hone.optimization.v1 import jobs_pb2 as pb
+from hone.repository.v1 import models_pb2
+from hone.specs import job_spec
+
+from benchmarks.sentences import sentences
+from tests.models import shallow_minilm
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Service:
+    process: subprocess.Popen[str]
+    client: hone.Client
+
+    def worker(self) -> psutil.Process:
+        (found,) = psutil.Process(self.process.pid).children()
+        return found
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Service]:
+    """The service on a free port; killed at the end of the block if it still runs."""
+    settings = {"FOLDER": str(folder / "jobs"), "REPOSITORY": str(folder / "repository"), "PORT": "0", "EVALUATION_S": "1", "JOB_NICE": "0"}
+    environment = {**os.environ, **{f"HONE_OPTIMIZATION_{name}": value for name, value in settings.items()}}
+    command = [sys.executable, "-m", "services.optimization"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            lines = (json.loads(line) for line in process.stderr)
+            port = next(line["port"] for line in lines if line["event"] == "listening")
+            with hone.Client(f"127.0.0.1:{port}") as client:
+                yield Service(process, client)
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return shallow_minilm(tmp_path / "model")
+
+
+def submit(client: hone.Client) -> pb.Job:
+    spec = job_spec(
+        "m@1",
+        recipes={"int8": ["export_onnx", ("dynamic_int8", {"target_fidelity": None})]},
+        evaluation_texts=sentences(8, seed=5),
+        min_fidelity=0.5,
+        min_gain=0,
+        min_examples=1,
+        objective="size",
+        channels=["stable"],
+    )
+    return client.jobs.create(spec)
+
+
+def until(client: hone.Client, job: pb.Job, stage: str) -> pb.JobEvent:
+    """Watches until the job tells the stage."""
+    return next(event for event in client.jobs.watch(job.id) if event.stage == stage)
+
+
+def test_a_killed_service_goes_on_where_it_was(tmp_path: Path, model: Path) -> None:
+    with serving(tmp_path) as service:
+        service.client.models.push(model, "m", task=models_pb2.TASK_EMBEDDING)
+        job = submit(service.client)
+        before = until(service.client, job, "measuring latency")  # both steps are kept by then
+        worker = service.worker()
+        service.process.send_signal(signal.SIGKILL)
+        service.process.wait(30)
+        worker.wait(30)  # dies with its service
+    with serving(tmp_path) as service:
+        done = service.client.jobs.wait(job.id)
+        assert done.state == pb.JOB_STATE_SUCCEEDED, done.failure
+        assert done.published == "m@2"
+        assert [found.version for found in service.client.models.list("m")] == [1, 2]
+        assert service.client.models.get("m").version == 2
+        events = list(service.client.jobs.watch(job.id))
+        later = list(service.client.jobs.watch(job.id, after_sequence=before.sequence))
+        assert later == events[before.sequence :]
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert [event.fraction for event in events] == sorted(event.fraction for event in events)
+    for step in ("int8: export_onnx", "int8: dynamic_int8"):
+        told = [event.message for event in events]
+        assert told.count(f"{step}: started") == 1
+        assert told.count(f"{step}: reusing the kept result") == 1
+    states = [event.state for event in events]
+    assert states.count(pb.JOB_STATE_SUCCEEDED) == 1
+    assert any("interrupted" in event.message for event in events)
+
+
+def test_a_stopped_service_ends_soon_with_a_job_and_a_watcher_and_goes_on(tmp_path: Path, model: Path) -> None:
+    with serving(tmp_path) as service:
+        service.client.models.push(model, "m", task=models_pb2.TASK_EMBEDDING)
+        job = submit(service.client)
+        waiting = submit(service.client)
+        watch = service.client.jobs.watch(waiting.id)
+        assert next(watch).state == pb.JOB_STATE_QUEUED
+        until(service.client, job, "optimizing")
+        worker = service.worker()
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(15) == 0  # well before the grace period of 20 s
+        worker.wait(5)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(watch)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    with serving(tmp_path) as service:
+        until(service.client, job, "optimizing")
+        assert service.client.jobs.get(job.id).state == pb.JOB_STATE_RUNNING
+        assert service.client.jobs.cancel(waiting.id).state == pb.JOB_STATE_CANCELLED
+        service.client.jobs.cancel(job.id)
+        assert service.client.jobs.wait(job.id).state == pb.JOB_STATE_CANCELLED
+        assert [found.version for found in service.client.models.list("m")] == [1]
+
+
+def test_a_worker_whose_service_has_ended_does_not_begin(tmp_path: Path) -> None:
+    """Killed before its worker could ask to die with it."""
+    (tmp_path / "task.json").write_text("{}")
+    command = [sys.executable, "-m", "services.optimization.worker", str(tmp_path), str(os.getpid() + 1)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "the service ended before its worker began" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["task.json"]

@@ -1,0 +1,50 @@
+"""The optimization service's doors on a free port, in this process; its jobs stay queued."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+from hone.optimization.v1 import jobs_pb2_grpc
+from hone.repository.v1 import models_pb2_grpc
+
+from services.chassis.server import Server
+from services.optimization.__main__ import ERRORS
+from services.optimization.job_servicer import JobServicer
+from services.optimization.model_servicer import ModelServicer
+from services.optimization.runner import Runner
+from services.optimization.settings import OptimizationSettings
+from services.optimization.store import JobStore
+from services.repository.store import Repository
+from services.repository.uploads import UploadLimits, Uploads
+
+MAX_QUEUED = 3
+MAX_UPLOAD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Doors:
+    """Stubs of the running server and what lies behind it."""
+
+    jobs: "jobs_pb2_grpc.JobServiceAsyncStub"
+    models: "models_pb2_grpc.ModelServiceAsyncStub"
+    repository: Repository
+    store: JobStore
+    job_servicer: JobServicer
+
+
+@pytest.fixture
+async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
+    settings = OptimizationSettings(folder=tmp_path / "optimization", repository=tmp_path / "repository", port=0, max_message_bytes=1 << 21)
+    repository, store = Repository(settings.repository), JobStore.at(settings.folder)
+    runner = Runner(store, repository, settings)
+    servicer = JobServicer(store, runner, repository, MAX_QUEUED)
+    server = Server(settings, ERRORS)
+    uploads = Uploads(repository.root / "uploads", UploadLimits(MAX_UPLOAD_BYTES))
+    jobs_pb2_grpc.add_JobServiceServicer_to_server(servicer, server.grpc)
+    models_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(repository, uploads), server.grpc)
+    async with server.running([]), grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        jobs, models = jobs_pb2_grpc.JobServiceStub(channel), models_pb2_grpc.ModelServiceStub(channel)
+        yield Doors(jobs, models, repository, store, servicer)
+    store.close()
