@@ -84,7 +84,9 @@ class Server:
 
     async def _stop(self) -> None:
         await self._health.stop()
-        log.info("stopping", grace_s=self._settings.grace_s)
+        log.info("stopping", drain_s=self._settings.drain_s, grace_s=self._settings.grace_s)
+        # What arrives while gRPC closes is answered CANCELLED, which nobody repeats: callers must have gone elsewhere by then.
+        await asyncio.sleep(self._settings.drain_s)
         await self.grpc.stop(self._settings.grace_s)
 
 
