@@ -4,8 +4,9 @@ import os
 import socket
 from enum import StrEnum
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.chassis.settings import ServerSettings
@@ -41,6 +42,12 @@ class InferenceSettings(ServerSettings):
     max_text_chars: int = Field(1 << 16, ge=1, description="Characters of one text; a longer one is refused before it is tokenized.")
     follow_s: float = Field(1.0, gt=0, description="How often the repository's channels are looked at.")
     replica: str = Field(default_factory=socket.gethostname, description="Name of this process in answers and statistics.")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.max_rows > self.queue_rows:
+            raise ValueError(f"max_rows {self.max_rows} is more than queue_rows {self.queue_rows}: such a request could never be taken")
+        return self
 
     @property
     def policy(self) -> Policy:

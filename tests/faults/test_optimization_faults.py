@@ -70,9 +70,9 @@ def submit(client: hone.Client) -> pb.Job:
     return client.jobs.create(spec)
 
 
-def until(client: hone.Client, job: pb.Job, stage: str) -> pb.JobEvent:
-    """Watches until the job tells the stage."""
-    return next(event for event in client.jobs.watch(job.id) if event.stage == stage)
+def until(client: hone.Client, job: pb.Job, stage: str, after: int = 0) -> pb.JobEvent:
+    """Watches until the job tells the stage, after a sequence number."""
+    return next(event for event in client.jobs.watch(job.id, after_sequence=after) if event.stage == stage)
 
 
 def test_a_killed_service_goes_on_where_it_was(tmp_path: Path, model: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_stopped_service_ends_soon_with_a_job_and_a_watcher_and_goes_on(tmp_pa
         waiting = submit(service.client)
         watch = service.client.jobs.watch(waiting.id)
         assert next(watch).state == pb.JOB_STATE_QUEUED
-        until(service.client, job, "optimizing")
+        before = until(service.client, job, "optimizing")
         worker = service.worker()
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(15) == 0  # well before the grace period of 20 s
@@ -120,7 +120,7 @@ def test_a_stopped_service_ends_soon_with_a_job_and_a_watcher_and_goes_on(tmp_pa
             next(watch)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     with serving(tmp_path) as service:
-        until(service.client, job, "optimizing")
+        until(service.client, job, "optimizing", after=before.sequence)
         assert service.client.jobs.get(job.id).state == pb.JOB_STATE_RUNNING
         assert service.client.jobs.cancel(waiting.id).state == pb.JOB_STATE_CANCELLED
         service.client.jobs.cancel(job.id)

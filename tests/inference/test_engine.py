@@ -215,21 +215,21 @@ async def test_higher_priority_runs_first(start: Start, backend: HeldBackend) ->
     engine = start(backend, max_rows=1)
     callers = [await occupied(engine, backend), ask(engine, [2])]
     await asyncio.sleep(0)  # [2] may be prepared ahead
-    callers += [ask(engine, [3]), ask(engine, [4], priority=5)]
+    callers += [ask(engine, [3, 3, 3]), ask(engine, [4], priority=5)]  # the longer row would run first
     backend.gate.set()
     await asyncio.gather(*callers)
-    assert backend.ran.index([4]) < backend.ran.index([3])
+    assert backend.ran.index([4]) < backend.ran.index([3, 3, 3])
 
 
 async def test_a_flight_is_as_urgent_as_its_most_urgent_caller(start: Start, backend: HeldBackend) -> None:
     engine = start(backend, max_rows=1)
     callers = [await occupied(engine, backend), ask(engine, [2])]
     await asyncio.sleep(0)
-    callers += [ask(engine, [3]), ask(engine, [5, 6], flights=[b"same"])]
-    callers.append(ask(engine, [5, 6], flights=[b"same"], priority=5))
+    callers += [ask(engine, [3, 3, 3]), ask(engine, [5], flights=[b"same"])]  # the longer row would run first
+    callers.append(ask(engine, [5], flights=[b"same"], priority=5))
     backend.gate.set()
     await asyncio.gather(*callers)
-    assert backend.ran.index([5, 6]) < backend.ran.index([3])
+    assert backend.ran.index([5]) < backend.ran.index([3, 3, 3])
 
 
 def refuse_13(rows: list[Ids]) -> None:

@@ -286,7 +286,7 @@ async def test_a_backend_that_fails_is_internal_and_tells_nothing(door: Door, mo
 # Control
 
 
-async def test_models_are_listed_with_their_state(door: Door) -> None:
+async def test_models_are_listed_with_their_state(door: Door, stocked: Repository) -> None:
     response = await door.stub.ListModels(pb.ListModelsRequest())
     assert response.replica == "here"
     versions = [model for model in response.models if model.version == 1]  # another test's plain@2 may be draining

@@ -13,12 +13,15 @@ import pytest
 
 from benchmarks.sentences import sentences
 from services.optimization.jobs import Event, Job, State
+from services.optimization.publishing import publish
 from services.optimization.recipe import Gates, Objective, Recipe, Step
 from services.optimization.report import Report, Verdict
 from services.optimization.runner import Runner
 from services.optimization.settings import OptimizationSettings
 from services.optimization.spec import Publication, Spec
 from services.optimization.store import JobStore
+from services.optimization.worker import Outcome
+from services.repository.manifest import Manifest
 from services.repository.store import Origin, Repository
 from tests.models import minilm_signature, shallow_minilm
 
@@ -97,11 +100,20 @@ async def bench(folder: Path) -> AsyncIterator[Bench]:
         store.close()
 
 
-async def test_accepted_is_published_once_and_refused_never(tmp_path: Path) -> None:
+async def test_accepted_is_published_once_and_refused_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, cancels = asyncio.get_running_loop(), []
+
     async with bench(tmp_path) as running:
+
+        def cancelled_meanwhile(repository: Repository, job: Job, outcome: Outcome) -> Manifest:
+            cancels.append(asyncio.run_coroutine_threadsafe(running.runner.cancel(job.id), loop))
+            return publish(repository, job, outcome)
+
+        monkeypatch.setattr("services.optimization.runner.publish", cancelled_meanwhile)
         first, second = running.submit("first"), running.submit("second", SHUT)
         done = await running.until_ended(first.id)
         assert (done.state, done.published) == (State.SUCCEEDED, "small@1"), done
+        assert await asyncio.wrap_future(cancels[0]) == done  # a cancel that comes too late changes nothing
         made = running.repository.resolve("small").manifest
         assert (made.version, made.parent, made.job, made.recipe["name"]) == (1, "m@1", "first", "onnx")
         assert Report.model_validate_json(done.report) == Report.model_validate(made.report)
