@@ -3,13 +3,15 @@
 import asyncio
 import inspect
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
 import structlog
 
 from services.chassis.errors import ErrorTable
+from services.chassis.faults import Unavailable
 from services.chassis.metrics import CallMetrics
 
 log = structlog.get_logger("hone.call")
@@ -34,6 +36,20 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._metrics = metrics
         self._default_deadline_s = default_deadline_s
         self._wrapped: dict[str, Handler] = {}
+        self._refusing = False
+        self._running = 0  # calls with one answer; streams are ended by the server's stop
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def drain(self, grace_s: float) -> None:
+        """From now on answers UNAVAILABLE; returns when the running calls with one answer have ended, or after `grace_s`.
+
+        gRPC's own stop answers what arrives meanwhile with CANCELLED, which no caller repeats.
+        """
+        self._refusing = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]], handler_call_details: grpc.HandlerCallDetails
@@ -63,19 +79,36 @@ class Interceptor(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: Context) -> Any:
             with self._metrics.call(method) as outcome:
                 try:
-                    if context.time_remaining() is not None:
-                        return await behaviour(request, context)
-                    async with asyncio.timeout(deadline_s):
-                        return await behaviour(request, context)
+                    with self._taking():
+                        if context.time_remaining() is not None:
+                            return await behaviour(request, context)
+                        async with asyncio.timeout(deadline_s):
+                            return await behaviour(request, context)
                 except Exception as error:
                     await self._refuse(method, context, error, outcome.set_code)
 
         return call
 
+    @contextmanager
+    def _taking(self) -> Iterator[None]:
+        """Counts a call while it runs. Raises Unavailable while the server stops."""
+        if self._refusing:
+            raise Unavailable("the server is stopping")
+        self._running += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
     def _streaming(self, method: str, behaviour: Callable[[Any, Context], Any]) -> Callable[[Any, Context], Any]:
         async def iterate(request: Any, context: Context) -> AsyncIterator[Any]:
             with self._metrics.call(method) as outcome:
                 try:
+                    if self._refusing:
+                        raise Unavailable("the server is stopping")
                     async for response in behaviour(request, context):
                         yield response
                 except Exception as error:

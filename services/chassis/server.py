@@ -35,8 +35,9 @@ class Server:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
+        self._interceptor = Interceptor(errors, CallMetrics(self.registry), settings.default_deadline_s)
         self.grpc = grpc.aio.server(
-            interceptors=[Interceptor(errors, CallMetrics(self.registry), settings.default_deadline_s)],
+            interceptors=[self._interceptor],
             options=_options(settings),
             maximum_concurrent_rpcs=settings.max_concurrent_calls,
         )
@@ -85,9 +86,10 @@ class Server:
     async def _stop(self) -> None:
         await self._health.stop()
         log.info("stopping", drain_s=self._settings.drain_s, grace_s=self._settings.grace_s)
-        # What arrives while gRPC closes is answered CANCELLED, which nobody repeats: callers must have gone elsewhere by then.
         await asyncio.sleep(self._settings.drain_s)
-        await self.grpc.stop(self._settings.grace_s)
+        end = asyncio.get_running_loop().time() + self._settings.grace_s
+        await self._interceptor.drain(self._settings.grace_s)
+        await self.grpc.stop(max(0.1, end - asyncio.get_running_loop().time()))
 
 
 def _options(settings: ServerSettings) -> list[tuple[str, Any]]:

@@ -19,7 +19,9 @@ class ServerSettings(BaseSettings):
     metrics_host: str = Field("127.0.0.1", description="Address of the Prometheus port.")
     metrics_port: int | None = Field(None, ge=0, le=65535, description="Prometheus port; unset serves no metrics.")
     grace_s: float = Field(20, gt=0, description="How long running calls may go on after SIGTERM; longer loses fewer.")
-    drain_s: float = Field(0, ge=0, description="How long calls are still taken after health has turned; longer than a balancer needs to see it.")
+    drain_s: float = Field(
+        0, ge=0, description="How long calls are still taken after health has turned; longer than a balancer needs to see it."
+    )
     max_message_bytes: int = Field(64 << 20, ge=1 << 16, description="Largest message in or out; larger ones cost memory per call.")
     max_metadata_bytes: int = Field(16 << 10, ge=1 << 10, description="Largest metadata of a call.")
     max_concurrent_calls: int = Field(2048, ge=1, description="Calls at once, probes included; above it RESOURCE_EXHAUSTED.")

@@ -152,17 +152,18 @@ class Batcher(Generic[R]):
             row.priority = priority
             line.add(row)
 
-    def poll(self, now: float, *, only_full: bool = False) -> Decision[R]:
+    def poll(self, now: float, *, only_full: bool = False, sharers: int = 1) -> Decision[R]:
         """Decides what runs next.
 
         `only_full`: the engine is still busy and would prepare a batch ahead, which is worth it only where waiting
-        cannot make the batch better.
+        cannot make the batch better. `sharers`: how many instances are idle; each is left its share of what waits.
         """
         expired = tuple(self._expire(now))
         line, lead, forced = self._most_urgent(now)
         if line is None or lead is None:
             return Decision(None, expired)
-        start, stop, reason = self._window(line, lead, forced, now)
+        share = math.ceil(len(line.rows) / sharers)
+        start, stop, reason = self._window(line, lead, forced, now, share)
         if only_full and reason in (Reason.READY, Reason.SPLIT):
             return Decision(None, expired)
         rows = tuple(line.rows[start:stop])
@@ -192,16 +193,16 @@ class Batcher(Generic[R]):
         line = self._lines[urgent.key]
         return line, urgent, line.has_several_priorities
 
-    def _window(self, line: "_Line[R]", lead: R, forced: bool, now: float) -> tuple[int, int, Reason]:
+    def _window(self, line: "_Line[R]", lead: R, forced: bool, now: float, share: int) -> tuple[int, int, Reason]:
         if not self.policy.length_aware:
-            return self._first_come(line, lead)
+            return self._first_come(line, lead, share)
         rows, policy = line.rows, self.policy
         must = line.index(lead) if forced else None
         weights = [0.0, *accumulate(row.length * (1.0 + (now - row.arrived) / policy.max_age_s) for row in rows)]
         best, best_score = (0, 1), -1.0
-        for stop in self._ends(line, must):
+        for stop in self._ends(line, must, share):
             longest = rows[stop - 1].length
-            most = min(stop, policy.fitting_rows(longest))
+            most = min(stop, share, policy.fitting_rows(longest))
             for size in _sizes(most, stop - must if must is not None else 1):
                 score = (weights[stop] - weights[stop - size]) / self._seconds(size, longest)
                 if score > best_score:
@@ -210,16 +211,17 @@ class Batcher(Generic[R]):
         overdue = now - lead.arrived >= policy.max_age_s
         return start, stop, self._reason(len(rows), start, stop, rows[stop - 1].length, overdue=overdue)
 
-    def _ends(self, line: "_Line[R]", must: int | None) -> Iterator[int]:
+    def _ends(self, line: "_Line[R]", must: int | None, share: int) -> Iterator[int]:
         """Where a window may end: after the last row of each length, from the forced row on while it still fits."""
         rows = line.rows
         stop = len(rows)
         while stop > 0 and (must is None or stop > must):
             longest = rows[stop - 1].length
-            if must is None or stop - must <= self.policy.fitting_rows(longest):
+            most = min(share, self.policy.fitting_rows(longest))
+            if must is None or stop - must <= most:
                 yield stop
             elif rows[must].length == longest:  # more rows of one length than fit: end where the forced row is the first
-                yield must + self.policy.fitting_rows(longest)
+                yield must + most
                 return
             stop = bisect_left(rows, longest, 0, stop, key=lambda row: row.length)
 
@@ -230,13 +232,13 @@ class Batcher(Generic[R]):
             return Reason.FULL
         return Reason.READY if stop - start == waiting else Reason.SPLIT
 
-    def _first_come(self, line: "_Line[R]", lead: R) -> tuple[int, int, Reason]:
+    def _first_come(self, line: "_Line[R]", lead: R, share: int) -> tuple[int, int, Reason]:
         """The oldest rows, as many as fit; they are moved to the front of the line so that they are one window."""
         chosen: list[R] = []
         longest = 0
         for row in sorted(line.rows, key=lambda row: (row is not lead, *_urgency(row))):
             longest = max(longest, row.length)
-            if chosen and len(chosen) >= self.policy.fitting_rows(longest):
+            if chosen and len(chosen) >= min(share, self.policy.fitting_rows(longest)):
                 break
             chosen.append(row)
         waiting = len(line.rows)

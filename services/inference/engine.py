@@ -6,7 +6,7 @@ batch running and one prepared, so that it goes on while the loop is busy answer
 
 import asyncio
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -84,6 +84,20 @@ class Ticket:
     def fail(self, error: Exception) -> None:
         if not self._future.done():  # set an exception, never cancel: a cancelled future would leave the caller without an answer
             self._future.set_exception(error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ran:
+    """A batch that has run: its rows' answers, those dropped before left out."""
+
+    answers: Mapping[QueuedRow, Values | Exception]
+    begun: float
+    ended: float
+    predicted_s: float
+
+    @property
+    def compute_ns(self) -> int:
+        return round((self.ended - self.begun) * 1e9)
 
 
 @dataclass(slots=True)
@@ -233,24 +247,25 @@ class Engine:
     def _poll(self) -> None:
         self._poll_scheduled = False
         now = self._clock()
-        for instance in sorted(self._instances, key=lambda i: (i.pending, i.free_at)):
-            while instance.pending < 2 and self._offer(instance, now):
-                pass
+        idle = [instance for instance in self._instances if not instance.pending]
+        for number, instance in enumerate(idle):
+            self._offer(instance, now, sharers=len(idle) - number)
+        for instance in sorted(self._instances, key=lambda i: i.free_at):
+            if instance.pending == 1:
+                self._offer(instance, now)
         self._metrics.queued_rows.set(len(self._batcher))
         self._set_timer(now)
         self._check_idle()
 
-    def _offer(self, instance: _Instance, now: float) -> bool:
-        """Hands the instance a batch; False when there is none worth starting."""
+    def _offer(self, instance: _Instance, now: float, sharers: int = 1) -> None:
+        """Hands the instance a batch, if there is one worth starting."""
         only_full = instance.pending > 0 and now < instance.prepare_at
-        decision = self._batcher.poll(now, only_full=only_full)
+        decision = self._batcher.poll(now, only_full=only_full, sharers=sharers)
         for row in decision.expired:
             self.statistics.dropped_rows += 1
             self._fail(row, DeadlineMissed("the deadline passed in the queue"))
-        if decision.batch is None:
-            return False
-        self._run(instance, decision.batch, now)
-        return True
+        if decision.batch is not None:
+            self._run(instance, decision.batch, now)
 
     def _set_timer(self, now: float) -> None:
         if self._timer is not None:
@@ -272,9 +287,11 @@ class Engine:
     def _execute(self, instance: _Instance, batch: Batch[QueuedRow], predicted: float) -> None:
         """In the instance's thread."""
         begun = self._clock()
-        answers = self._answer(batch.rows)
-        ended = self._clock()
-        self._loop.call_soon_threadsafe(self._finished, instance, batch, answers, begun, ended, predicted)
+        # A batch prepared ahead may have lost callers since; what nobody waits for is not run.
+        live = [row for row in batch.rows if row.waiters and row.deadline > begun]
+        answers = dict(zip(live, self._answer(live), strict=True)) if live else {}
+        ran = _Ran(answers, begun, self._clock(), predicted)
+        self._loop.call_soon_threadsafe(self._finished, instance, batch, ran)
 
     def _answer(self, rows: Sequence[QueuedRow]) -> list[Values | Exception]:
         try:
@@ -288,30 +305,26 @@ class Engine:
         except Exception as error:  # whatever a backend raises fails its batch, not the loop
             return [RunError(f"{type(error).__name__}: {error}")] * len(rows)
 
-    def _finished(
-        self,
-        instance: _Instance,
-        batch: Batch[QueuedRow],
-        answers: Sequence[Values | Exception],
-        begun: float,
-        ended: float,
-        predicted: float,
-    ) -> None:
-        rows = batch.rows
+    def _finished(self, instance: _Instance, batch: Batch[QueuedRow], ran: _Ran) -> None:
         instance.pending -= 1
-        seconds = ended - begun
-        self.service_time.learn(len(rows), batch.longest, seconds)
-        self._count_run(seconds, predicted)
         self._schedule_poll()
-        compute_ns = round(seconds * 1e9)
-        queue_seconds = self._metrics.queue_seconds
-        for row, answer in zip(rows, answers, strict=True):
-            if isinstance(answer, Exception):
-                self._fail(row, answer)
-                continue
-            queue_seconds.observe(begun - row.arrived)
-            self._give(row, RowAnswer(answer, round((begun - row.arrived) * 1e9), compute_ns, len(rows)))
+        if ran.answers:
+            self._learn(ran)
+        for row in batch.rows:
+            self._conclude(row, ran)
         self._check_idle()
+
+    def _conclude(self, row: QueuedRow, ran: _Ran) -> None:
+        answer = ran.answers.get(row)
+        if answer is None:
+            self.statistics.dropped_rows += 1
+            self._fail(row, DeadlineMissed("the deadline passed in the queue"))
+        elif isinstance(answer, Exception):
+            self._fail(row, answer)
+        else:
+            waited_s = ran.begun - row.arrived
+            self._metrics.queue_seconds.observe(waited_s)
+            self._give(row, RowAnswer(answer, round(waited_s * 1e9), ran.compute_ns, len(ran.answers)))
 
     def _give(self, row: QueuedRow, answer: RowAnswer) -> None:
         self.statistics.queue_ns += answer.queue_ns
@@ -348,8 +361,10 @@ class Engine:
         metrics.padded_tokens.inc(padded)
         metrics.closed[batch.reason].inc()
 
-    def _count_run(self, seconds: float, predicted: float) -> None:
-        self.statistics.compute_ns += round(seconds * 1e9)
+    def _learn(self, ran: _Ran) -> None:
+        seconds = ran.ended - ran.begun
+        self.service_time.learn(len(ran.answers), max(row.length for row in ran.answers), seconds)
+        self.statistics.compute_ns += ran.compute_ns
         self._metrics.compute_seconds.observe(seconds)
         if seconds > 0:
-            self._metrics.predicted_ratio.observe(predicted / seconds)
+            self._metrics.predicted_ratio.observe(ran.predicted_s / seconds)

@@ -27,7 +27,7 @@ class InferenceSettings(ServerSettings):
     port: int = Field(7002, ge=0, le=65535, description="gRPC port; 0 takes a free one and prints it.")
     repository: Path = Field(Path(".hone/repository"), description="Folder of the model repository; read only.")
     cache: str = Field("", description="Address of the cache service; empty remembers answers in this process only.")
-    cache_timeout_s: float = Field(0.02, gt=0, description="Longest wait for the cache; a slower cache is a miss.")
+    cache_timeout_s: float = Field(0.05, gt=0, description="Longest wait for the cache; a slower cache is a miss.")
     answers_bytes: int = Field(64 << 20, ge=0, description="Memory for remembered answers; 0 remembers nothing in this process.")
     answers_ttl_s: float = Field(86400, gt=0, description="How long the cache service keeps an answer.")
     instances: int = Field(0, ge=0, le=64, description="Batches of a model at once; 0 takes one per core, up to 4.")
