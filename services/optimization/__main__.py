@@ -5,37 +5,18 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
-import grpc
 from hone.optimization.v1 import jobs_pb2_grpc
 from hone.repository.v1 import models_pb2_grpc
 
-from services.chassis.errors import ErrorTable
 from services.chassis.server import Server, run, until_signalled
 from services.chassis.settings import load
 from services.optimization import job_servicer, model_servicer
-from services.optimization.failures import BadModel
+from services.optimization.errors import ERRORS
 from services.optimization.runner import Runner
 from services.optimization.settings import OptimizationSettings
-from services.optimization.store import JobStore, RequestTaken, UnknownJob
-from services.repository.channels import NoEarlierVersion
-from services.repository.references import BadName
-from services.repository.store import InUse, Repository, UnknownModel
-from services.repository.uploads import BadUpload, UnknownUpload, UploadLimits, Uploads, UploadTooLarge
-
-ERRORS = ErrorTable(
-    {
-        BadName: grpc.StatusCode.INVALID_ARGUMENT,
-        BadUpload: grpc.StatusCode.INVALID_ARGUMENT,
-        BadModel: grpc.StatusCode.INVALID_ARGUMENT,
-        UnknownModel: grpc.StatusCode.NOT_FOUND,
-        UnknownUpload: grpc.StatusCode.NOT_FOUND,
-        UnknownJob: grpc.StatusCode.NOT_FOUND,
-        UploadTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
-        RequestTaken: grpc.StatusCode.ALREADY_EXISTS,
-        NoEarlierVersion: grpc.StatusCode.FAILED_PRECONDITION,
-        InUse: grpc.StatusCode.FAILED_PRECONDITION,
-    }
-)
+from services.optimization.store import JobStore
+from services.repository.store import Repository
+from services.repository.uploads import UploadLimits, Uploads
 
 UPLOAD_LIFE_S = 7 * 24 * 3600  # an unfinished upload that nobody touched for so long is given up
 

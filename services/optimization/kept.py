@@ -58,9 +58,19 @@ class KeptSteps:
         with contextlib.suppress(ValidationError, OSError):
             kept = KeptStep.model_validate_json(record.read_bytes())
             if folder.digests(self.model(digest)) == dict(kept.files):
+                os.utime(record)  # for `shrink`: it was of use now
                 return kept
         self._remove(digest)
         return None
+
+    def shrink(self, max_bytes: int) -> None:
+        """Removes the steps that were of use longest ago until the others fit. Not while a job may be reading them."""
+        records = sorted(self._root.glob(f"*/{_RECORD}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        kept_bytes = 0
+        for record in records:
+            kept_bytes += folder.size_bytes(record.parent)
+            if kept_bytes > max_bytes:
+                self._remove(record.parent.name)
 
     def _remove(self, digest: str) -> None:
         """Renamed away first: nobody finds half of it."""

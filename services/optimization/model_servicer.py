@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import grpc
+import structlog
 from hone.repository.v1 import models_pb2 as pb
 from hone.repository.v1 import models_pb2_grpc
 
@@ -15,8 +16,10 @@ from services.optimization import wire
 from services.optimization.inspection import inspect_folder
 from services.repository.manifest import Manifest, Task
 from services.repository.references import check_channel, check_name, parse
-from services.repository.store import CHUNK_BYTES, Origin, Repository, Resolved, UnknownModel
+from services.repository.store import CHUNK_BYTES, Damaged, Origin, Repository, Resolved, UnknownModel
 from services.repository.uploads import Upload, Uploads
+
+log = structlog.get_logger("hone.models")
 
 NAME = pb.DESCRIPTOR.services_by_name["ModelService"].full_name
 Context = grpc.aio.ServicerContext[object, object]
@@ -111,9 +114,17 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
             raise UnknownModel(f"no model {name!r}")
         names = [name] if name else [known for known in self._repository.names() if known >= after[0]]
         keys = [(known, version) for known in names for version in self._repository.versions(known) if (known, version) > after]
-        page = [self._message(self._repository.manifest(*key)) for key in keys[:size]]
+        page = [self._message(manifest) for key in keys[:size] if (manifest := self._readable(*key)) is not None]
         token = "{}@{}".format(*keys[size - 1]) if len(keys) > size else ""
         return pb.ListModelsResponse(models=page, next_page_token=token)
+
+    def _readable(self, name: str, version: int) -> Manifest | None:
+        """One damaged version must not hide all others; GetModel still tells of it."""
+        try:
+            return self._repository.manifest(name, version)
+        except (Damaged, UnknownModel) as error:  # or deleted since it was listed
+            log.error("a version cannot be listed", model=f"{name}@{version}", error=str(error))
+            return None
 
     async def SetChannel(self, request: pb.SetChannelRequest, context: Context) -> pb.SetChannelResponse:
         name, channel = wire.named("name", check_name, request.name), wire.named("channel", check_channel, request.channel)

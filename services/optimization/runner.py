@@ -17,6 +17,7 @@ import structlog
 from services.optimization.execution import Plan
 from services.optimization.failures import FailureClass
 from services.optimization.jobs import IllegalTransition, Job, Result, State
+from services.optimization.kept import KeptSteps
 from services.optimization.publishing import publish, published
 from services.optimization.recipe import default_recipes
 from services.optimization.settings import OptimizationSettings
@@ -45,6 +46,7 @@ class Runner:
         self._process: asyncio.subprocess.Process | None = None
         self._running_id = ""
         self._stopping = False
+        self._kept_steps = settings.folder.resolve() / "steps"
 
     def wake(self) -> None:
         """A job was queued."""
@@ -123,7 +125,7 @@ class Runner:
             message = "no space is left on the disk" if full else f"{type(error).__name__} in the service"
             await self._fail(job.id, FailureClass.INTERNAL, message)
         finally:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await asyncio.to_thread(self._tidy, folder)
 
     async def _was_published(self, job: Job) -> bool:
         """Ends a job whose version was sealed just before the service was killed: another run might choose differently."""
@@ -134,6 +136,11 @@ class Runner:
             result = Result(report=json.dumps(dict(found.report)), published=found.reference)
             await self._move(job.id, State.SUCCEEDED, f"published {found.reference}", result)
             return True
+
+    def _tidy(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # a disk that fails is told by the next job
+            KeptSteps(self._kept_steps).shrink(self._settings.kept_steps_bytes)
 
     def _prepare(self, job: Job, folder: Path) -> None:
         source = self._repository.resolve(job.source)
@@ -157,7 +164,7 @@ class Runner:
             original=source.folder,
             signature=signature,
             scratch=folder / "scratch",
-            kept_steps=self._settings.folder.resolve() / "steps",
+            kept_steps=self._kept_steps,
             cores=cores,
             nice=self._settings.job_nice,
         )

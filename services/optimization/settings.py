@@ -22,6 +22,9 @@ class OptimizationSettings(ServerSettings):
     max_queued_jobs: int = Field(100, ge=1, description="Jobs that may wait; more are refused.")
     max_upload_bytes: int = Field(16 << 30, ge=1, description="Largest model that may be uploaded.")
     evaluation_s: float = Field(60, gt=0, le=3600, description="Time that a job measures latency for; longer gives narrower intervals.")
+    kept_steps_bytes: int = Field(
+        20 << 30, ge=0, description="Disk for finished steps; more saves repeated work, the least recently used go first."
+    )
     cancel_grace_s: float = Field(5, gt=0, description="Time for a cancelled job to end by itself before it is killed.")
 
     @property

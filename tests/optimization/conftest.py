@@ -10,7 +10,7 @@ from hone.optimization.v1 import jobs_pb2_grpc
 from hone.repository.v1 import models_pb2_grpc
 
 from services.chassis.server import Server
-from services.optimization.__main__ import ERRORS
+from services.optimization.errors import ERRORS
 from services.optimization.job_servicer import JobServicer
 from services.optimization.model_servicer import ModelServicer
 from services.optimization.runner import Runner

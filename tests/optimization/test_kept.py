@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,21 @@ def test_kept_is_found_again(tmp_path: Path) -> None:
     again = KeptSteps(tmp_path)
     assert again.find(DIGEST) == kept
     assert (again.model(DIGEST) / "model.onnx").read_bytes() == b"weights"
+
+
+def test_shrinking_keeps_what_was_of_use_last(tmp_path: Path) -> None:
+    steps = KeptSteps(tmp_path)
+    digests = [digest_of({"step": number}) for number in range(3)]
+    for age, digest in enumerate(digests):
+        with steps.stage() as model:
+            (model / "model.onnx").write_bytes(bytes(10_000))
+            steps.keep(digest, model, SIGNATURE, {}, 1.0)
+        os.utime(tmp_path / digest / "step.json", (age, age))
+    assert steps.find(digests[0]) is not None  # of use again
+    steps.shrink(25_000)
+    assert [steps.find(digest) is not None for digest in digests] == [True, False, True]
+    steps.shrink(0)
+    assert not any(steps.find(digest) for digest in digests)
 
 
 def test_unknown_is_not_found(tmp_path: Path) -> None:

@@ -332,3 +332,11 @@ async def test_pages_hold_every_version_once_by_name_and_number(doors: Any) -> N
     rest = await doors.models.ListModels(pb.ListModelsRequest(name="a", page_size=2, page_token=of_one.next_page_token))
     assert [model.version for model in rest.models] == [3]
     assert rest.next_page_token == ""
+
+
+async def test_a_damaged_version_hides_no_other(doors: Any) -> None:
+    for _ in range(3):
+        place(doors)
+    (doors.repository.folder("m", 2) / "manifest.json").write_bytes(b"{")
+    page = await doors.models.ListModels(pb.ListModelsRequest())
+    assert [model.version for model in page.models] == [1, 3]
