@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of load per window")
     parser.add_argument("--callers", type=int, default=4)
     options = parser.parse_args(arguments)
-    with running_suite(**NO_CACHE) as suite, suite.client() as client:
+    with running_suite(**NO_CACHE, HONE_OPTIMIZATION_EVALUATION_S="20") as suite, suite.client() as client:
         client.models.push(get_model_path(), "bench", channels=["stable"])
         texts = sentences(264, seed=5)
         export = job_spec("bench", recipes={"onnx": ["export_onnx"]}, evaluation_texts=texts[:100], min_gain=0, channels=["stable"])

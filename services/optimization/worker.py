@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -59,6 +60,9 @@ def take_share(cores: Iterable[int], nice: int) -> None:
     """Binds this process and its children to `cores` and lowers its priority."""
     os.sched_setaffinity(0, set(cores))
     os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))  # raising it again needs a privilege
+    # Where the kernel shares out time by session, a process's own priority counts among its own session's only.
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(nice))
 
 
 def die_with(service_pid: int) -> None:
