@@ -19,6 +19,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks interference", description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0, help="of load per window")
     parser.add_argument("--callers", type=int, default=4)
+    parser.add_argument("--windows", type=int, default=10, help="at most, beside the job; it is cancelled then")
     options = parser.parse_args(arguments)
     with running_suite(**NO_CACHE, HONE_OPTIMIZATION_EVALUATION_S="20") as suite, suite.client() as client:
         client.models.push(get_model_path(), "bench", channels=["stable"])
@@ -28,20 +29,22 @@ def main(arguments: Sequence[str]) -> None:
         client.wait_until_served("bench", version=int(served.published.partition("@")[2]), timeout=60)
         plan = load.Plan(suite.addresses["inference"], "bench", texts_of("mixed", get_model_path(), 1024), options.callers, options.seconds)
         alone = [load.run(plan) for _ in range(3)]
-        beside = _beside_a_job(suite, plan, texts)
+        beside = _beside_a_job(suite, plan, texts, options.windows)
         after = [load.run(plan) for _ in range(3)]
     _show(options.callers, alone + after, beside)
 
 
-def _beside_a_job(suite: Suite, plan: load.Plan, texts: Sequence[str]) -> list[load.Load]:
-    """Windows of load from a job's start to its end."""
+def _beside_a_job(suite: Suite, plan: load.Plan, texts: Sequence[str], most: int) -> list[load.Load]:
+    """Windows of load from a job's start on. Serving that wants every core leaves the job little, so it is not waited for."""
     windows = []
     with suite.client() as client:
         spec = job_spec("bench@1", evaluation_texts=texts[:200], calibration_texts=texts[200:])
         job = client.jobs.create(spec)
-        while (state := client.jobs.get(job.id).state) not in ENDED:
+        while len(windows) < most and (state := client.jobs.get(job.id).state) not in ENDED:
             if state == jobs_pb2.JOB_STATE_RUNNING:
                 windows.append(load.run(plan))
+        client.jobs.cancel(job.id)
+        client.jobs.wait(job.id)
     return windows
 
 
