@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _beside_a_job(suite: Suite, plan: load.Plan, texts: Sequence[str], most: int) -> list[load.Load]:
     """Windows of load from a job's start on. Serving that wants every core leaves the job little, so it is not waited for."""
-    windows = []
+    windows: list[load.Load] = []
     with suite.client() as client:
         spec = job_spec("bench@1", evaluation_texts=texts[:200], calibration_texts=texts[200:])
         job = client.jobs.create(spec)
