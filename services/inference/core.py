@@ -11,11 +11,12 @@ from services.backends import Array
 from services.chassis.faults import InvalidField, WrongState
 from services.inference.answer_key import answer_key
 from services.inference.answers import Answers
-from services.inference.engine import Engine, Item, RowAnswer
+from services.inference.engine import Engine
 from services.inference.layout import Values
 from services.inference.models import Models
 from services.inference.rows import tensor_rows
 from services.inference.served import ServedVersion
+from services.inference.tickets import Item, RowAnswer
 from services.repository.manifest import Task
 
 

@@ -6,7 +6,7 @@ batch running and one prepared, so that it goes on while the loop is busy answer
 
 import asyncio
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,76 +14,16 @@ import structlog
 
 from services.backends import Backend, BackendError, RunError
 from services.chassis.faults import DeadlineMissed, Overloaded, Unavailable
-from services.inference.batching import Batch, Batcher, Policy, QueueFull, Row
+from services.inference.batching import Batch, Batcher, Policy, QueueFull
 from services.inference.layout import Layout, Values, split
 from services.inference.service_time import ServiceTime
 from services.inference.statistics import Metrics, Statistics
+from services.inference.tickets import Item, QueuedRow, RowAnswer, Ticket
 
 log = structlog.get_logger("hone.engine")
 
 PREPARE_SHARE = 0.25  # of a batch's predicted time before its end, the next one is prepared
 PREPARE_LEAST_S = 0.002
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One row to compute. Rows with equal `flight` are the same question and are computed once."""
-
-    values: Values
-    outputs: tuple[str, ...]
-    flight: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RowAnswer:
-    """A row's outputs and where its time went."""
-
-    outputs: Values
-    queue_ns: int
-    compute_ns: int
-    batch_rows: int
-
-
-class QueuedRow(Row):
-    """A row with its values and the calls that wait for it."""
-
-    __slots__ = ("flight", "outputs", "values", "waiters")
-
-    def __init__(self, item: Item, key: Hashable, length: int, priority: int, deadline: float) -> None:
-        super().__init__(key, length, priority, deadline)
-        self.values = item.values
-        self.outputs = item.outputs
-        self.flight = item.flight
-        self.waiters: list[tuple[Ticket, int]] = []
-
-
-class Ticket:
-    """One call's rows. Abandoning it takes rows that nobody else waits for out of the queue and harms no other call."""
-
-    def __init__(self, rows: int, abandon: Callable[["Ticket"], None]) -> None:
-        self._answers: list[RowAnswer | None] = [None] * rows
-        self._left = rows
-        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._abandon = abandon
-        self.rows: list[QueuedRow] = []
-
-    async def answers(self) -> list[RowAnswer]:
-        """Every row's answer, in order. Raises what the first failing row raised."""
-        try:
-            await self._future
-        finally:
-            self._abandon(self)
-        return [answer for answer in self._answers if answer is not None]
-
-    def give(self, index: int, answer: RowAnswer) -> None:
-        self._answers[index] = answer
-        self._left -= 1
-        if self._left == 0 and not self._future.done():
-            self._future.set_result(None)
-
-    def fail(self, error: Exception) -> None:
-        if not self._future.done():  # set an exception, never cancel: a cancelled future would leave the caller without an answer
-            self._future.set_exception(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +49,7 @@ class _Instance:
 
 
 class Engine:
-    """Runs one version. Used on one event loop only; `start` is called on it."""
+    """Runs one version. Made and used on one event loop."""
 
     def __init__(
         self,

@@ -48,6 +48,8 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
         if made is None:
             upload = await _disk(self._uploads.begin, head.upload_id, head.name, wire.files_from(head.files))
             await _receive(request_iterator, upload)
+            # A stream whose caller has gone ends like a finished one: it must not be sealed, nor its fault told to who comes back.
+            await _disk(upload.check_complete)
             made = await self._sealed(upload, head, task)
         for channel in channels:
             await _disk(self._repository.set_channel, made.name, channel, made.version)

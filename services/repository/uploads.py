@@ -143,17 +143,22 @@ class Upload:
             file.seek(offset)
             file.write(data)
 
-    def finish(self) -> Path:
-        """The folder, once every file has its size and digest. Raises BadUpload; a file with a wrong digest is dropped."""
+    def check_complete(self) -> None:
+        """Raises BadUpload where bytes are missing."""
         for path, entry in self._entries.items():
             target = self._folder / path
             if entry.size_bytes == 0 and not target.exists():
                 self.write(path, 0, b"")
-            if not target.is_file() or target.stat().st_size != entry.size_bytes:
-                arrived = target.stat().st_size if target.is_file() else 0
+            arrived = target.stat().st_size if target.is_file() else 0
+            if arrived != entry.size_bytes:
                 raise BadUpload("chunk.data", f"{path}: {arrived} of {entry.size_bytes} bytes have arrived")
-            found = file_entry(self._folder, target)
+
+    def finish(self) -> Path:
+        """The folder, once every file has its size and digest. Raises BadUpload; a file with a wrong digest is dropped."""
+        self.check_complete()
+        for path, entry in self._entries.items():
+            found = file_entry(self._folder, self._folder / path)
             if found.sha256 != entry.sha256:
-                target.unlink()  # resuming on top of wrong bytes could never succeed
+                (self._folder / path).unlink()  # resuming on top of wrong bytes could never succeed
                 raise BadUpload("header.files", f"{path}: digest is {found.sha256}, the header says {entry.sha256}")
         return self._folder
