@@ -1,9 +1,8 @@
 """Which rows run together, as a pure decision: no clock, no loop, no tensor.
 
 Rows wait sorted by length. When the engine has room, `poll` picks the window of neighbouring lengths that finishes
-the most tokens per predicted second, where a row's tokens weigh more the longer it has waited; a row past the age cap, or of
-a higher priority than others, must be in the batch. First-come order is the same code with every window but the oldest
-rows' taken away.
+the most tokens per predicted second; a row past the age cap, or of a higher priority than others, must be in the
+batch. First-come order is the same code with every window but the oldest rows' taken away.
 """
 
 import math
@@ -16,6 +15,10 @@ from itertools import accumulate, count
 from typing import Generic, TypeVar
 
 MAX_PRIORITY = 9
+
+# An allowance for what handing a batch over and answering its callers take beside the backend's run, which is all that the
+# service time sees: of windows that are about as good the larger one is taken.
+AROUND_S = 0.001
 
 
 class QueueFull(Exception):
@@ -198,13 +201,13 @@ class Batcher(Generic[R]):
             return self._first_come(line, lead, share)
         rows, policy = line.rows, self.policy
         must = line.index(lead) if forced else None
-        weights = [0.0, *accumulate(row.length * (1.0 + (now - row.arrived) / policy.max_age_s) for row in rows)]
+        weights = [0.0, *accumulate(float(row.length) for row in rows)]
         best, best_score = (0, 1), -1.0
         for stop in self._ends(line, must, share):
             longest = rows[stop - 1].length
             most = min(stop, share, policy.fitting_rows(longest))
             for size in _sizes(most, stop - must if must is not None else 1):
-                score = (weights[stop] - weights[stop - size]) / self._seconds(size, longest)
+                score = (weights[stop] - weights[stop - size]) / (AROUND_S + self._seconds(size, longest))
                 if score > best_score:
                     best, best_score = (stop - size, stop), score
         start, stop = best
