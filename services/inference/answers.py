@@ -13,7 +13,7 @@ from services.inference.layout import Values
 
 log = structlog.get_logger("hone.answers")
 
-_ENTRY_OVERHEAD_BYTES = 400  # of the mapping, the arrays' headers and the key, measured
+_ENTRY_OVERHEAD_BYTES = 550  # of the mapping, one array's header and the key: 530 measured
 _CALL_KEYS = 1024  # the cache service's own limit for a call, unless it is set lower; a larger call would be refused whole
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 

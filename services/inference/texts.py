@@ -11,7 +11,7 @@ from services.backends.text import Ids, read_tokenizer
 from services.chassis.faults import InvalidField
 from services.repository.manifest import Signature
 
-# Below this a hop to another thread costs more than the tokenization itself (about 0.1 ms per 500 characters).
+# Up to this a request is tokenized at once, which took 0.2 ms per 500 characters; a longer one would hold up every other caller.
 INLINE_CHARS = 4096
 
 
