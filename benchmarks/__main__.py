@@ -1,9 +1,9 @@
-"""`python -m benchmarks NAME`: demo, serving or interference; `--help` after the name tells its options."""
+"""`python -m benchmarks NAME`: demo, serving, interference, methods or chain; `--help` after the name tells its options."""
 
 import importlib
 import sys
 
-NAMES = ("demo", "serving", "interference")
+NAMES = ("demo", "serving", "interference", "methods", "chain")
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ def _push(suite: Suite) -> None:
 def _optimize(suite: Suite, evaluation: Sequence[str], calibration: Sequence[str]) -> jobs_pb2.Job:
     console.rule("optimizing")
     with suite.client() as client:
-        spec = job_spec("minilm", evaluation_texts=evaluation, calibration_texts=calibration, channels=["stable"])
+        spec = job_spec("minilm", evaluation=evaluation, calibration=calibration, channels=["stable"])
         submitted = client.jobs.create(spec)
         follow(client, submitted.id)
         job = client.jobs.get(submitted.id)

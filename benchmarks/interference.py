@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     with running_suite(**NO_CACHE, HONE_OPTIMIZATION_EVALUATION_S="20") as suite, suite.client() as client:
         client.models.push(get_model_path(), "bench", channels=["stable"])
         texts = sentences(264, seed=5)
-        export = job_spec("bench", recipes={"onnx": ["export_onnx"]}, evaluation_texts=texts[:100], min_gain=0, channels=["stable"])
+        export = job_spec("bench", recipes={"onnx": ["export_onnx"]}, evaluation=texts[:100], min_gain=0, channels=["stable"])
         served = client.jobs.wait(client.jobs.create(export).id)
         client.wait_until_served("bench", version=int(served.published.partition("@")[2]), timeout=60)
         plan = load.Plan(suite.addresses["inference"], "bench", texts_of("mixed", get_model_path(), 1024), options.callers, options.seconds)
@@ -38,7 +38,7 @@ def _beside_a_job(suite: Suite, plan: load.Plan, texts: Sequence[str], most: int
     """Windows of load from a job's start on. Serving that wants every core leaves the job little, so it is not waited for."""
     windows: list[load.Load] = []
     with suite.client() as client:
-        spec = job_spec("bench@1", evaluation_texts=texts[:200], calibration_texts=texts[200:])
+        spec = job_spec("bench@1", evaluation=texts[:200], calibration=texts[200:])
         job = client.jobs.create(spec)
         while len(windows) < most and (state := client.jobs.get(job.id).state) not in ENDED:
             if state == jobs_pb2.JOB_STATE_RUNNING:

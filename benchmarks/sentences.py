@@ -36,30 +36,44 @@ def _folder(package: str) -> Path:
     return Path(spec.origin).parent
 
 
+def sources(package: str, files: int = _FILES_PER_PACKAGE) -> Iterator[str]:
+    """Python source of a package's first files, its tests left out, in the order of their paths. Raises LookupError."""
+    found = (path for path in sorted(_folder(package).rglob("*.py")) if "tests" not in path.parts)
+    for path in islice(found, files):
+        yield path.read_text(encoding="utf-8")
+
+
 @cache
 def _corpus(package: str) -> tuple[str, ...]:
     """Distinct, in the order of the alphabet: the same on every machine with the same versions."""
     found: set[str] = set()
-    files = (path for path in sorted(_folder(package).rglob("*.py")) if "tests" not in path.parts)
-    for path in islice(files, _FILES_PER_PACKAGE):
-        for docstring in _docstrings(path.read_text(encoding="utf-8")):
+    for source in sources(package):
+        for docstring in _docstrings(source):
             found.update(_prose(docstring))
     return tuple(sorted(found))
 
 
-def labelled_sentences(n: int, seed: int, packages: Sequence[str] = PACKAGES) -> list[tuple[str, str]]:
-    """`n` distinct (sentence, package) pairs in a seeded order; a sentence that several packages share is left out.
+def every_labelled_sentence(packages: Sequence[str] = PACKAGES) -> list[tuple[str, str]]:
+    """All distinct (sentence, package) pairs by the alphabet; a sentence that several packages share is left out.
 
-    Raises LookupError when a package is not installed, ValueError when they hold fewer than `n`.
+    Raises LookupError when a package is not installed.
     """
     owners: dict[str, set[str]] = {}
     for package in packages:
         for sentence in _corpus(package):
             owners.setdefault(sentence, set()).add(package)
-    pairs = [(sentence, *owner) for sentence, owner in sorted(owners.items()) if len(owner) == 1]
+    return [(sentence, next(iter(owner))) for sentence, owner in sorted(owners.items()) if len(owner) == 1]
+
+
+def labelled_sentences(n: int, seed: int, packages: Sequence[str] = PACKAGES) -> list[tuple[str, str]]:
+    """`n` of `every_labelled_sentence` in a seeded order.
+
+    Raises LookupError when a package is not installed, ValueError when they hold fewer than `n`.
+    """
+    pairs = every_labelled_sentence(packages)
     if n > len(pairs):
         raise ValueError(f"{n} sentences were asked for; {', '.join(packages)} hold {len(pairs)}")
-    return [(sentence, package) for sentence, package in random.Random(seed).sample(pairs, n)]
+    return random.Random(seed).sample(pairs, n)
 
 
 def sentences(n: int, seed: int) -> list[str]:

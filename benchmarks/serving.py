@@ -105,8 +105,8 @@ def _make_version(suite: Suite, recipe: str) -> Path:
         spec = job_spec(
             "bench@1",
             recipes={recipe: RECIPES[recipe]},
-            evaluation_texts=texts[:100],
-            calibration_texts=texts[100:],
+            evaluation=texts[:100],
+            calibration=texts[100:],
             min_gain=0,
             min_fidelity=0.5,
             channels=["stable"],

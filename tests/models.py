@@ -13,6 +13,14 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks.sentences import PACKAGES, labelled_sentences
 from services.repository.manifest import Format, Pooling, Signature, Task, TensorSpec
+from tests.trained_models import causal_lm as causal_lm
+from tests.trained_models import causal_lm_signature as causal_lm_signature
+from tests.trained_models import digits_resnet as digits_resnet
+from tests.trained_models import digits_resnet_signature as digits_resnet_signature
+from tests.trained_models import digits_vit as digits_vit
+from tests.trained_models import digits_vit_signature as digits_vit_signature
+from tests.trained_models import token_classifier as token_classifier
+from tests.trained_models import token_classifier_signature as token_classifier_signature
 
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 _TEXT_INPUTS = tuple(TensorSpec(name=name, datatype="INT64", shape=(-1, -1)) for name in ("input_ids", "attention_mask"))

@@ -25,11 +25,16 @@ ROOMS = {
 
 # Libraries that may be known in these places alone.
 PLACES = {
-    "torch": ("services.backends", "services.optimization.techniques"),
+    "torch": ("services.backends", "services.optimization.techniques", "services.optimization.training"),
     "transformers": ("services.backends", "services.optimization.techniques"),
     "onnxruntime": ("services.backends", "services.optimization.techniques"),
     "tokenizers": ("services.backends", "services.optimization"),
     "onnx": ("services.optimization",),
+    "matplotlib": ("services.optimization.page",),
+    "jinja2": ("services.optimization.page",),
+    "pyarrow": ("services.optimization",),
+    "openvino": ("services.backends", "services.optimization.techniques"),
+    "torch_pruning": ("services.optimization.techniques",),
     "sqlalchemy": ("services.optimization",),
     "diskcache": ("services.cache",),
     "typer": ("hone.cli",),
@@ -150,7 +155,7 @@ def test_an_allowed_import_is_not(module: str, source: str) -> None:
     ("module", "heavy"),
     [
         ("services.optimization.techniques", ("torch", "onnx", "onnxruntime", "transformers")),
-        ("services.optimization.job_servicer", ("torch", "onnx", "onnxruntime", "transformers")),
+        ("services.optimization.job_servicer", ("torch", "onnx", "onnxruntime", "transformers", "matplotlib", "pyarrow")),
         ("services.repository.store", ("grpc", "numpy", "torch")),
         ("hone", ("torch", "typer", "rich", "services", "pydantic")),
         ("hone.aio", ("torch", "typer", "rich", "services", "pydantic")),

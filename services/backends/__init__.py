@@ -1,6 +1,7 @@
 """Running a model folder: what is measured by optimization is by construction what inference serves."""
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from services.repository.manifest import Format, Signature
 
-__all__ = ["Array", "Backend", "BackendError", "LoadError", "RunError", "load"]
+__all__ = ["Array", "Backend", "BackendError", "LoadError", "RunError", "engine_module", "load"]
 
 Array = NDArray[Any]
 
@@ -37,12 +38,26 @@ class Backend(Protocol):
         """Releases the weights. Idempotent; a run after it raises RunError."""
 
 
-def load(folder: Path, signature: Signature, threads: int) -> Backend:
-    """Loads by the signature's format, importing the engine only now. `threads` work inside one run. Raises LoadError."""
-    if signature.format is Format.ONNX:
-        from services.backends.onnxruntime import OnnxRuntimeBackend
+# Each has a `load` of its own, called by ours.
+_ENGINES: Mapping[Format, str] = {
+    Format.HUGGINGFACE: "services.backends.torch",
+    Format.ONNX: "services.backends.onnxruntime",
+    Format.TORCHSCRIPT: "services.backends.torchscript",
+    Format.AOTINDUCTOR: "services.backends.aotinductor",
+    Format.OPENVINO: "services.backends.openvino",
+}
 
-        return OnnxRuntimeBackend(folder, signature, threads)
-    from services.backends.torch import TorchBackend
 
-    return TorchBackend(folder, signature, threads)
+def engine_module(format: Format) -> str:  # noqa: A002  the signature's own word
+    """Name of the module that runs a format; importing it brings in the engine."""
+    return _ENGINES[format]
+
+
+def load(folder: Path, signature: Signature, threads: int, parallel_runs: int = 1) -> Backend:
+    """Loads by the signature's format, importing the engine only now. Raises LoadError.
+
+    `threads` work inside one run; `parallel_runs` go on at once without waiting for one another, more are right but may wait.
+    A program is executed: only folders that our own jobs made may come here, see repository.programs.
+    """
+    loaded: Backend = import_module(engine_module(signature.format)).load(folder, signature, threads, parallel_runs)
+    return loaded

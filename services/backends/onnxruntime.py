@@ -82,3 +82,8 @@ class OnnxRuntimeBackend:
 
     def close(self) -> None:
         self._session = None
+
+
+def load(folder: Path, signature: Signature, threads: int, parallel_runs: int) -> OnnxRuntimeBackend:
+    """Runs in parallel as it is. Raises LoadError."""
+    return OnnxRuntimeBackend(folder, signature, threads)

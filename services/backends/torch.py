@@ -1,25 +1,19 @@
-"""Hugging Face text models on torch, pooled and normalized inside."""
+"""Hugging Face models on torch: texts, pooled and normalized inside, and images."""
 
-import contextlib
-import logging
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import transformers
 from torch import Tensor, nn
 
-from services.backends import Array, LoadError, RunError
+from services.backends import LoadError, shapes
+from services.backends.pretrained import load_pretrained
+from services.backends.torch_runs import TorchRuns
 from services.repository.manifest import Pooling, Signature, Task
-
-# Part of many encoders and absent from many checkpoints; an embedding pools by itself and never reads it.
-_POOLER = ("pooler.",)
 
 
 class TextModel(nn.Module):
-    """(input_ids, attention_mask) INT64 [rows, tokens] -> `embedding` FP32 [rows, dimensions] or `logits` FP32 [rows, labels]."""
+    """(input_ids, attention_mask) INT64 [rows, tokens] -> FP32: what the signature's task answers, `Signature` says in which shape."""
 
     def __init__(self, model: nn.Module, signature: Signature) -> None:
         super().__init__()
@@ -32,11 +26,13 @@ class TextModel(nn.Module):
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
+        if self.task is Task.CAUSAL_LM:
+            inputs["use_cache"] = False  # whole rows are scored: what a cache would keep is never read
         answer = self.model(**inputs)
-        if self.task is Task.CLASSIFICATION:
-            logits: Tensor = answer.logits
-            return logits.float()
-        return self._pool(answer.last_hidden_state, attention_mask)
+        if self.task is Task.EMBEDDING:
+            return self._pool(answer.last_hidden_state, attention_mask)
+        logits: Tensor = answer.logits
+        return logits.float()
 
     def _pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """Sums in FP32 whatever the weights are: 256 addends in bfloat16 lose what the encoder kept."""
@@ -49,98 +45,51 @@ class TextModel(nn.Module):
         return nn.functional.normalize(vector, dim=1) if self.normalize else vector
 
 
-@contextlib.contextmanager
-def _silent_load() -> Iterator[None]:
-    """Keeps the loader's progress bars and reports off the service's streams; what they tell is checked by `_check_keys`."""
-    root = logging.getLogger("transformers")
-    level, bars = root.level, transformers.utils.logging.is_progress_bar_enabled()
-    root.setLevel(logging.CRITICAL)
-    transformers.utils.logging.disable_progress_bar()
+class ImageModel(nn.Module):
+    """`pixel_values` FP32 [rows, channels, height, width] -> `logits` FP32 [rows, labels], whatever dtype the weights have."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        dtype = next((weight.dtype for weight in self.model.parameters()), torch.float32)
+        logits: Tensor = self.model(pixel_values=pixel_values.to(dtype)).logits
+        return logits.float()
+
+
+def _model(folder: Path, signature: Signature, attention: str) -> nn.Module:
+    if shapes.has_shapes(folder):
+        return shapes.build(folder, signature, attention)
+    return load_pretrained(folder, signature, attention)
+
+
+def load_module(folder: Path, signature: Signature, attention: str = "sdpa") -> TextModel | ImageModel:
+    """The model of a Hugging Face folder in evaluation mode, `.model` being transformers' own; pruned ones as their shapes.json says.
+
+    It takes the signature's inputs as keyword tensors and answers its one output. `attention` is transformers' implementation name.
+    Raises LoadError.
+    """
     try:
-        yield
-    finally:
-        root.setLevel(level)
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
-
-
-def _check_keys(info: Mapping[str, Any], model: nn.Module, optional: tuple[str, ...]) -> None:
-    """Refuses weights that are absent, of another shape, or belong to a part of the model that its config does not have."""
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith(optional))
-    if missing:
-        raise LoadError(f"model.safetensors: the weight {missing[0]!r}, which config.json asks for, is missing")
-    if info["mismatched_keys"]:
-        name, found, wanted = min(info["mismatched_keys"])
-        raise LoadError(f"model.safetensors: {name!r} has the shape {list(found)}; config.json asks for {list(wanted)}")
-    parts = {name.partition(".")[0] for name, _ in model.named_parameters()}
-    buffers = ("position_ids", "token_type_ids")
-    strangers = [key for key in info["unexpected_keys"] if key.partition(".")[0] in parts and not key.endswith(buffers)]
-    if strangers:
-        raise LoadError(f"model.safetensors: config.json has no place for the weight {min(strangers)!r}")
-
-
-def _pretrained(folder: Path, signature: Signature, attention: str) -> nn.Module:
-    automatic = transformers.AutoModel if signature.task is Task.EMBEDDING else transformers.AutoModelForSequenceClassification
-    model, info = automatic.from_pretrained(
-        folder,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        dtype=getattr(torch, signature.dtype),
-        attn_implementation=attention,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # so that `_check_keys` can name the weight
-    )
-    _check_keys(info, model, optional=_POOLER if signature.task is Task.EMBEDDING else ())
-    loaded: nn.Module = model
-    return loaded
-
-
-def load_module(folder: Path, signature: Signature, attention: str = "sdpa") -> TextModel:
-    """The model of a Hugging Face folder in evaluation mode. `attention` is transformers' implementation name. Raises LoadError."""
-    if signature.task is Task.TENSOR:
-        raise LoadError("a Hugging Face folder answers texts, not named tensors")
-    try:
-        with _silent_load():
-            model = _pretrained(folder, signature, attention)
+        model = _model(folder, signature, attention)
     except LoadError:
         raise
     except Exception as error:  # transformers, safetensors and torch have no common class
         raise LoadError(f"config.json or model.safetensors: {error}") from error
-    return TextModel(model, signature).eval()
+    return (TextModel(model, signature) if signature.task.takes_text else ImageModel(model)).eval()
 
 
-class TorchBackend:
-    """A module and its weights, shared by every thread that calls `run`."""
+class TorchBackend(TorchRuns):
+    """A Hugging Face folder in eager mode."""
 
     name = "torch"
 
     def __init__(self, folder: Path, signature: Signature, threads: int) -> None:
         """Raises LoadError."""
-        self._module: TextModel | None = load_module(folder, signature)
-        self._output = signature.outputs[0].name
-        self._names = tuple(spec.name for spec in signature.inputs)
-        self._threads = threads
+        module = load_module(folder, signature)
+        super().__init__(lambda tensors: module(**tensors), signature, threads)
 
-    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        module = self._module
-        if module is None:
-            raise RunError("the model is closed")
-        if set(outputs) - {self._output}:
-            raise RunError(f"the model answers {self._output!r} alone, not {sorted(set(outputs) - {self._output})}")
-        return {self._output: self._forward(module, inputs)} if outputs else {}
 
-    def _forward(self, module: TextModel, inputs: Mapping[str, Array]) -> Array:
-        # torch keeps the number per calling thread, and another model of this process may want another one.
-        if torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
-        try:
-            with torch.inference_mode():
-                tensors = {name: torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self._names}
-                answer: Array = module(**tensors).numpy()
-        except Exception as error:  # torch raises RuntimeError, IndexError, TypeError, …
-            raise RunError(str(error) if not isinstance(error, KeyError) else f"the input {error} is missing") from error
-        return answer
-
-    def close(self) -> None:
-        self._module = None
+def load(folder: Path, signature: Signature, threads: int, parallel_runs: int) -> TorchBackend:
+    """Runs in parallel as it is. Raises LoadError."""
+    return TorchBackend(folder, signature, threads)

@@ -14,6 +14,7 @@ from services.inference.layout import Values
 log = structlog.get_logger("hone.answers")
 
 _ENTRY_OVERHEAD_BYTES = 550  # of the mapping, one array's header and the key: 530 measured
+_LARGEST_ANSWER_BYTES = 1 << 20  # a row of a language model's logits would put out hundreds of others
 _CALL_KEYS = 1024  # the cache service's own limit for a call, unless it is set lower; a larger call would be refused whole
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 
@@ -189,7 +190,10 @@ class Answers:
         return found
 
     def put(self, namespace: str, outputs: Mapping[bytes, Values]) -> None:
-        """Remembers computed rows."""
+        """Remembers computed rows, very large ones left out."""
+        outputs = {
+            key: values for key, values in outputs.items() if sum(array.nbytes for array in values.values()) <= _LARGEST_ANSWER_BYTES
+        }
         if self._memory is not None:
             for key, values in outputs.items():
                 self._memory.put(key, values)

@@ -5,19 +5,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from services.backends import Array
 from services.chassis.faults import InvalidField, WrongState
 from services.inference.answer_key import answer_key
 from services.inference.answers import Answers
 from services.inference.engine import Engine
-from services.inference.layout import Values
+from services.inference.layout import Values, per_token_outputs, stack
 from services.inference.models import Models
-from services.inference.rows import tensor_rows
+from services.inference.rows import IDS, tensor_rows
 from services.inference.served import ServedVersion
 from services.inference.tickets import Item, RowAnswer
 from services.repository.manifest import Task
+
+_CALLS = {Task.EMBEDDING: "Embed", Task.CLASSIFICATION: "Classify"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,8 @@ class Core:
         """Answers each text. Raises the faults that the contract lists."""
         served, variant = self._models.find(reference)
         if served.signature.task is not task:
-            raise WrongState(f"model: {served.manifest.reference} is for {served.signature.task}, not {task}")
+            right = _CALLS.get(served.signature.task, "Predict")
+            raise WrongState(f"model: {served.manifest.reference} is for {served.signature.task}, not {task}; {right} answers it")
         self._check_rows("texts", len(texts))
         with served.lend() as engine:
             begun = time.monotonic_ns()
@@ -75,7 +76,7 @@ class Core:
             tokenization_ns = time.monotonic_ns() - begun
             engine.statistics.tokenization_ns += tokenization_ns
             names = tuple(spec.name for spec in served.signature.outputs)
-            return await self._run(served, variant, engine, [{"input_ids": row} for row in ids], names, options, tokenization_ns)
+            return await self._run(served, variant, engine, [{IDS: row} for row in ids], names, options, tokenization_ns)
 
     async def run_tensors(self, reference: str, inputs: Mapping[str, Array], outputs: Sequence[str], options: Options) -> Result:
         """Answers named tensors [rows, …]. Raises the faults that the contract lists."""
@@ -88,7 +89,9 @@ class Core:
         rows = tensor_rows(served.signature, inputs, vocabulary)
         self._check_rows("inputs", len(rows))
         with served.lend() as engine:
-            return await self._run(served, variant, engine, rows, tuple(dict.fromkeys(outputs)) or known, options, 0)
+            wanted = tuple(dict.fromkeys(outputs)) or known
+            tokens = inputs[IDS].shape[1] if served.signature.task.takes_text else 0
+            return await self._run(served, variant, engine, rows, wanted, options, 0, tokens)
 
     def _check_rows(self, field: str, rows: int) -> None:
         if not 0 < rows <= self._max_rows:
@@ -103,7 +106,9 @@ class Core:
         outputs: tuple[str, ...],
         options: Options,
         tokenization_ns: int,
+        padded_tokens: int = 0,
     ) -> Result:
+        """`padded_tokens` is the length of the request's rows, which answers per token have too."""
         counted = engine.statistics
         counted.requests += 1
         counted.rows += len(rows)
@@ -114,15 +119,15 @@ class Core:
             raise
         cached = sum(answer.batch_rows == 0 for answer in answers)
         engine.count_cached(cached)
-        text = served.signature.task is not Task.TENSOR
+        per_token = per_token_outputs(served.signature)
         return Result(
-            {name: np.stack([answer.outputs[name] for answer in answers]) for name in outputs},
+            {name: stack([answer.outputs[name] for answer in answers], padded_tokens if name in per_token else 0) for name in outputs},
             Served(
                 model=served.manifest.name,
                 version=served.manifest.version,
                 variant=variant,
                 cached_rows=cached,
-                tokens=sum(len(row["input_ids"]) for row in rows) if text else 0,
+                tokens=sum(len(row[IDS]) for row in rows) if served.signature.task.takes_text else 0,
                 batch_rows=max(answer.batch_rows for answer in answers),
                 queue_ns=max(answer.queue_ns for answer in answers),
                 tokenization_ns=tokenization_ns,

@@ -15,7 +15,7 @@ import structlog
 from services.backends import Backend, BackendError, RunError
 from services.chassis.faults import DeadlineMissed, Overloaded, Unavailable
 from services.inference.batching import Batch, Batcher, Policy, QueueFull
-from services.inference.layout import Layout, Values, split
+from services.inference.layout import Layout, Values
 from services.inference.service_time import ServiceTime
 from services.inference.statistics import Metrics, Statistics
 from services.inference.tickets import Item, QueuedRow, RowAnswer, Ticket
@@ -236,7 +236,7 @@ class Engine:
     def _answer(self, rows: Sequence[QueuedRow]) -> list[Values | Exception]:
         try:
             outputs = self._backend.run(self._layout.merge([row.values for row in rows]), rows[0].outputs)
-            return list(split(outputs, len(rows)))
+            return list(self._layout.split(outputs, [row.values for row in rows]))
         except BackendError as error:
             if len(rows) == 1:
                 return [error]

@@ -5,18 +5,19 @@ from collections.abc import Mapping, Set
 import numpy as np
 
 from services.backends import Array
+from services.backends.datatypes import datatype_of
 from services.chassis.faults import InvalidField
 from services.inference.layout import Values
-from services.repository.manifest import Signature, Task, TensorSpec
+from services.repository.manifest import Signature, TensorSpec
 
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 
 
 def tensor_rows(signature: Signature, inputs: Mapping[str, Array], vocabulary_size: int) -> list[Values]:
     """Rows of a request's tensors; `vocabulary_size` bounds token ids. Raises InvalidField."""
-    if signature.task is Task.TENSOR:
-        return _plain_rows(signature, inputs)
-    return _token_rows(signature, inputs, vocabulary_size)
+    if signature.task.takes_text:
+        return _token_rows(signature, inputs, vocabulary_size)
+    return _plain_rows(signature, inputs)
 
 
 def _plain_rows(signature: Signature, inputs: Mapping[str, Array]) -> list[Values]:
@@ -79,25 +80,3 @@ def _count_rows(inputs: Mapping[str, Array]) -> int:
     if len(set(counts.values())) > 1:
         raise InvalidField("inputs", f"differ in rows: {', '.join(f'{name} has {count}' for name, count in counts.items())}")
     return int(next(iter(counts.values())))
-
-
-DATATYPES: Mapping[str, str] = {
-    "BOOL": "|b1",
-    "INT8": "|i1",
-    "INT16": "<i2",
-    "INT32": "<i4",
-    "INT64": "<i8",
-    "UINT8": "|u1",
-    "UINT16": "<u2",
-    "UINT32": "<u4",
-    "UINT64": "<u8",
-    "FP16": "<f2",
-    "FP32": "<f4",
-    "FP64": "<f8",
-}
-_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
-
-
-def datatype_of(array: Array) -> str:
-    """The Open Inference Protocol's name of an array's dtype."""
-    return _NAMES[array.dtype.newbyteorder("<").str]

@@ -12,18 +12,20 @@ import numpy as np
 
 from services import backends
 from services.backends import Backend
+from services.backends.datatypes import DATATYPES
 from services.inference.engine import Engine
 from services.inference.layout import Layout, Values, layout_of
-from services.inference.rows import DATATYPES
 from services.inference.service_time import ServiceTime
 from services.inference.settings import InferenceSettings
 from services.inference.statistics import Metrics
 from services.inference.texts import TextEncoder
 from services.repository.manifest import Manifest, Signature, Task
+from services.repository.programs import verified_folder
 from services.repository.store import Repository
 
 # (rows, tokens) run before a version is ready: pages the weights in and gives the service time its first samples.
 WARM_UP = ((1, 8), (1, 32), (8, 16), (8, 32), (16, 32), (1, 16))
+IMAGE_SIDE = 64  # of a warm-up image where the net takes any size: in a smaller one, deep nets have no pixel left
 
 
 class State(StrEnum):
@@ -68,7 +70,7 @@ class ServedVersion:
         """Verifies digests, loads and warms up, off the event loop.
 
         Raises:
-            BackendError, repository.store.Damaged, OSError: it cannot be served; `state` is FAILED then and `reason` says why.
+            BackendError, ForeignProgram, repository.store.Damaged, OSError: it cannot be served; `state` is FAILED then, `reason` says why.
         """
         try:
             loaded = await asyncio.to_thread(self._load, repository, settings, pool)
@@ -89,11 +91,10 @@ class ServedVersion:
         self.state = State.READY
 
     def _load(self, repository: Repository, settings: InferenceSettings, pool: ThreadPoolExecutor) -> _Loaded:
-        manifest = self.manifest
-        repository.verify(manifest.name, manifest.version)
-        folder = repository.folder(manifest.name, manifest.version)
-        backend = backends.load(folder, self.signature, settings.parallelism[1])
-        encoder = None if self.signature.task is Task.TENSOR else TextEncoder(folder, self.signature, settings.max_text_chars, pool)
+        instances, threads = settings.parallelism
+        folder = verified_folder(repository, self.manifest)
+        backend = backends.load(folder, self.signature, threads, parallel_runs=instances)
+        encoder = TextEncoder(folder, self.signature, settings.max_text_chars, pool) if self.signature.task.takes_text else None
         return _Loaded(backend, encoder, layout_of(self.signature), warm_up(backend, self.signature))
 
     @contextmanager
@@ -129,13 +130,14 @@ def warm_up(backend: Backend, signature: Signature) -> ServiceTime:
         backend.run(batch, outputs)
         begun = time.monotonic()
         backend.run(batch, outputs)
-        service_time.learn(rows, 1 if signature.task is Task.TENSOR else tokens, time.monotonic() - begun)
+        service_time.learn(rows, tokens if signature.task.takes_text else 1, time.monotonic() - begun)
     return service_time
 
 
 def _sample(signature: Signature, rows: int, tokens: int) -> Values:
     """Ones where the size varies by length, so that masks select and ids exist."""
-    varying = 1 if signature.task is Task.TENSOR else tokens
+    free = {Task.TENSOR: 1, Task.IMAGE_CLASSIFICATION: IMAGE_SIDE}
+    varying = free.get(signature.task, tokens)
     return {
         spec.name: np.ones((rows, *(size if size > 0 else varying for size in spec.shape[1:])), np.dtype(DATATYPES[spec.datatype]))
         for spec in signature.inputs

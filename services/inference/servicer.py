@@ -12,11 +12,11 @@ from hone.inference.v1 import inference_pb2 as pb
 from hone.inference.v1 import inference_pb2_grpc
 
 from services.backends import Array
+from services.backends.datatypes import DATATYPES, datatype_of
 from services.chassis.faults import InvalidField
 from services.inference.batching import MAX_PRIORITY
 from services.inference.core import Core, Options, Result
 from services.inference.models import Models
-from services.inference.rows import DATATYPES, datatype_of
 from services.inference.served import ServedVersion
 from services.repository.manifest import Task
 

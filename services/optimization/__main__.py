@@ -2,22 +2,24 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from hone.optimization.v1 import jobs_pb2_grpc
-from hone.repository.v1 import models_pb2_grpc
+from hone.repository.v1 import datasets_pb2_grpc, models_pb2_grpc
 
 from services.chassis.server import Server, run, until_signalled
 from services.chassis.settings import load
-from services.optimization import job_servicer, model_servicer
+from services.optimization import dataset_servicer, job_servicer, model_servicer
 from services.optimization.errors import ERRORS
 from services.optimization.runner import Runner
 from services.optimization.settings import OptimizationSettings
 from services.optimization.store import JobStore
+from services.repository.datasets import Datasets
 from services.repository.store import Repository
 from services.repository.uploads import UploadLimits, Uploads
 
+SERVICES = (job_servicer.NAME, model_servicer.NAME, dataset_servicer.NAME)
 UPLOAD_LIFE_S = 7 * 24 * 3600  # an unfinished upload that nobody touched for so long is given up
 
 
@@ -26,25 +28,30 @@ async def main(settings: OptimizationSettings) -> None:
         server = Server(settings, ERRORS)
         repository = Repository(settings.repository)
         uploads = Uploads(repository.root / "uploads", UploadLimits(settings.max_upload_bytes))
-        await asyncio.to_thread(_tidy, repository, uploads)
+        # A folder of their own: an upload id is a model's or a dataset's without either knowing of the other.
+        dataset_uploads = Uploads(repository.root / "dataset-uploads", UploadLimits(settings.max_upload_bytes), "header.file")
+        await asyncio.to_thread(_tidy, repository, (uploads, dataset_uploads))
         store = JobStore.at(settings.folder)
         stack.callback(store.close)
         runner = Runner(store, repository, settings)
         await stack.enter_async_context(_running(runner))
-        jobs = job_servicer.JobServicer(store, runner, repository, settings.max_queued_jobs)
+        jobs = job_servicer.JobServicer(store, runner, repository, Datasets(repository.root), settings)
         jobs_pb2_grpc.add_JobServiceServicer_to_server(jobs, server.grpc)
         models_pb2_grpc.add_ModelServiceServicer_to_server(model_servicer.ModelServicer(repository, uploads), server.grpc)
-        await stack.enter_async_context(server.running([job_servicer.NAME, model_servicer.NAME]))
+        datasets = dataset_servicer.DatasetServicer(Datasets(repository.root), dataset_uploads)
+        datasets_pb2_grpc.add_DatasetServiceServicer_to_server(datasets, server.grpc)
+        await stack.enter_async_context(server.running(SERVICES))
         stack.callback(jobs.close)  # before the server stops: it waits for its streams
-        await server.set_ready(job_servicer.NAME, True)
-        await server.set_ready(model_servicer.NAME, True)
+        for name in SERVICES:
+            await server.set_ready(name, True)
         await until_signalled()
 
 
-def _tidy(repository: Repository, uploads: Uploads) -> None:
+def _tidy(repository: Repository, every: Iterable[Uploads]) -> None:
     """This service alone writes to the repository, so what is unfinished there was left by an earlier life of it."""
     repository.sweep()
-    uploads.sweep(time.time() - UPLOAD_LIFE_S)
+    for uploads in every:
+        uploads.sweep(time.time() - UPLOAD_LIFE_S)
 
 
 @asynccontextmanager

@@ -11,13 +11,13 @@ from services.repository.manifest import FILE_NAME as MANIFEST
 
 # Read by somebody: an unlisted name is refused, so that nothing rides along unseen.
 _MODEL_FILES = re.compile(
-    r"config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|model\.onnx"
+    r"config\.json|shapes\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|model\.onnx"
     r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.txt|vocab\.json|merges\.txt"
-    r"|modules\.json|sentence_bert_config\.json|config_sentence_transformers\.json|\d_(Pooling|Normalize|Transformer)/config\.json"
+    r"|preprocessor_config\.json|modules\.json|sentence_bert_config\.json|config_sentence_transformers\.json|\d_(Pooling|Normalize|Transformer)/config\.json"
 )
 # Kept as data that nobody opens, so that a folder as published uploads as it is.
 _DOCUMENTS = re.compile(r"(README|LICENSE|NOTICE)(\.(md|txt))?|\.gitattributes|data_config\.json|generation_config\.json|[\w-]+\.(txt|md)")
-_PROGRAMS = re.compile(r".*\.(bin|pt|pth|pt2|pkl|pickle|ckpt|npy|npz|joblib|h5|keras|so|py|zip|tar|gz|7z)", re.IGNORECASE)
+_PROGRAMS = re.compile(r".*\.(ts|xml|blob|bin|pt|pth|pt2|pkl|pickle|ckpt|npy|npz|joblib|h5|keras|so|py|zip|tar|gz|7z)", re.IGNORECASE)
 
 # A pickle of protocol 2 or later, a zip (what torch.save and torch.jit.save write), gzip, ELF.
 _FORBIDDEN_STARTS = (*(b"\x80" + bytes([protocol]) for protocol in range(2, 6)), b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"\x7fELF")
@@ -34,7 +34,9 @@ def _entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 def _check_name(name: str) -> None:
     if _PROGRAMS.fullmatch(name):
-        raise BadModel(f"{name}: files of this kind may hold programs; weights are taken as safetensors or ONNX alone")
+        raise BadModel(
+            f"{name}: files of this kind may be programs, which are made by jobs alone; weights are taken as safetensors or ONNX"
+        )
     if not (_MODEL_FILES.fullmatch(name) or _DOCUMENTS.fullmatch(name) or name == MANIFEST):
         raise BadModel(f"{name}: a model has no file of this name")
 

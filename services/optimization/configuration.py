@@ -6,14 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from services.optimization.failures import BadModel
-from services.optimization.tokenization import read_model_tokenizer
-from services.repository.manifest import Pooling
+from services.optimization.rows import read_model_tokenizer
+from services.repository.manifest import Pooling, Task
 
 # Families whose positions begin after the padding token's, so that the table is that much longer than the text may be.
 _OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "data2vec-text", "longformer"})
 _MODULES = ("Transformer", "Pooling", "Normalize")
 _POOLING = {"pooling_mode_mean_tokens": Pooling.MEAN, "pooling_mode_cls_token": Pooling.CLS}
 _LARGEST_LENGTH = 1 << 20  # tokenizers write 10**30 for "no limit"
+_LARGEST_SIDE = 1 << 13
+# Ends of architectures' names. GPT-2's and a few others' are called heads.
+_TASKS = {
+    "ForSequenceClassification": Task.CLASSIFICATION,
+    "ForTokenClassification": Task.TOKEN_CLASSIFICATION,
+    "ForImageClassification": Task.IMAGE_CLASSIFICATION,
+    "ForCausalLM": Task.CAUSAL_LM,
+    "LMHeadModel": Task.CAUSAL_LM,
+    "Model": Task.EMBEDDING,
+}
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -35,6 +45,34 @@ def refuse_remote_code(folder: Path) -> None:
     for name in ("config.json", "tokenizer_config.json"):
         if "auto_map" in read_json(folder, name):
             raise BadModel(f"{name}: auto_map asks for code of the model's own, which is never run")
+
+
+def task(folder: Path, config: Mapping[str, Any]) -> Task | None:
+    """What config.json's architecture answers, None where its name does not tell."""
+    if is_sentence_transformer(folder):
+        return Task.EMBEDDING
+    name = str((config.get("architectures") or [""])[0])
+    return next((task for end, task in _TASKS.items() if name.endswith(end)), None)
+
+
+def image_shape(folder: Path, config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(channels, height, width), -1 for sides of any size: the config's, else those that preprocessing makes. Raises BadModel."""
+    channels = config.get("num_channels", 3)
+    side = config.get("image_size") or _preprocessed_side(read_json(folder, "preprocessor_config.json"))
+    height, width = side if isinstance(side, list) and len(side) == 2 else (side, side)
+    for value in (channels, height, width):
+        if type(value) is not int or not (0 < value <= _LARGEST_SIDE or value == -1):
+            raise BadModel(f"config.json: images of {channels} channels and side {side} cannot be served; sides are 1 to {_LARGEST_SIDE}")
+    return channels, height, width
+
+
+def _preprocessed_side(preprocessor: Mapping[str, Any]) -> Any:
+    """[height, width] after the last step that fixes both, else -1: a shortest edge alone leaves the other side open."""
+    for step in ("crop_size", "size"):
+        size = preprocessor.get(step)
+        if isinstance(size, dict) and {"height", "width"} <= size.keys():
+            return [size["height"], size["width"]]
+    return -1
 
 
 def _lengths(config: Mapping[str, Any]) -> list[Any]:

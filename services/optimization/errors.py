@@ -3,9 +3,11 @@
 import grpc
 
 from services.chassis.errors import ErrorTable
+from services.optimization.dataset_table import BadDataset
 from services.optimization.failures import BadModel
 from services.optimization.store import RequestTaken, UnknownJob
 from services.repository.channels import NoEarlierVersion
+from services.repository.datasets import UnknownDataset
 from services.repository.references import BadName
 from services.repository.store import InUse, UnknownModel
 from services.repository.uploads import BadUpload, UnknownUpload, UploadTooLarge
@@ -15,7 +17,9 @@ ERRORS = ErrorTable(
         BadName: grpc.StatusCode.INVALID_ARGUMENT,
         BadUpload: grpc.StatusCode.INVALID_ARGUMENT,
         BadModel: grpc.StatusCode.INVALID_ARGUMENT,
+        BadDataset: grpc.StatusCode.INVALID_ARGUMENT,
         UnknownModel: grpc.StatusCode.NOT_FOUND,
+        UnknownDataset: grpc.StatusCode.NOT_FOUND,
         UnknownUpload: grpc.StatusCode.NOT_FOUND,
         UnknownJob: grpc.StatusCode.NOT_FOUND,
         UploadTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,

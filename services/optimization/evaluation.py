@@ -2,25 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from services import backends
-from services.backends.text import Batch, pad
-from services.optimization import fidelity, folder, footprint, latency
+from services.optimization import answers, fidelity, folder, footprint, latency
+from services.optimization.examples import Examples
 from services.optimization.failures import BadModel, NotEnoughData, Toolchain
-from services.optimization.report import Interval, Measurement
-from services.optimization.tokenization import encode
-from services.repository.manifest import Signature, Task
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model to be measured."""
-
-    folder: Path
-    signature: Signature
+from services.optimization.fidelity import Fidelity
+from services.optimization.metrics import Metric
+from services.optimization.quality import Truth, qualities
+from services.optimization.report import Interval, Measurement, Quality
+from services.optimization.rows import Batch, Rows, TextRows, prepare
+from services.optimization.techniques import Model
 
 
 @dataclass(frozen=True)
@@ -34,14 +28,32 @@ class Timed:
         return latency.speedup(original.seconds, self.seconds, seed)
 
 
-def build_batches(subject: Subject, texts: Sequence[str], workloads: Sequence[latency.Workload]) -> list[Batch]:
+@dataclass(frozen=True)
+class Compared:
+    """What a candidate says beside its original."""
+
+    fidelity: Fidelity
+    qualities: tuple[Quality, ...]
+    is_finite: bool
+
+    def quality(self, metric: Metric) -> Quality | None:
+        return next((found for found in self.qualities if found.metric is metric), None)
+
+
+def text_batches(model: Model, texts: Sequence[str], workloads: Sequence[latency.Workload]) -> list[Batch]:
     """Full batches of real language: each row is the texts from another one on, joined and cut at the workload's length."""
     built = []
     for workload in workloads:
         rotated = [" ".join([*texts[start:], *texts[:start]]) for start in (row % len(texts) for row in range(workload.batch_rows))]
-        cut = subject.signature.model_copy(update={"max_tokens": workload.tokens})
-        built.append(pad(encode(subject.folder, cut, [text[: 40 * workload.tokens] for text in rotated]), cut))
+        cut = model.signature.model_copy(update={"max_tokens": workload.tokens})
+        joined = Examples(texts=tuple(text[: 40 * workload.tokens] for text in rotated))
+        rows = prepare(model.folder, cut, joined)
+        built.append(rows.batch(range(len(rows))))
     return built
+
+
+def array_batches(rows: Rows, workloads: Sequence[latency.Workload]) -> list[Batch]:
+    return [rows.batch([index % len(rows) for index in range(workload.batch_rows)]) for workload in workloads]
 
 
 def fitting(workloads: Sequence[latency.Workload], max_tokens: int) -> tuple[latency.Workload, ...]:
@@ -53,43 +65,55 @@ def fitting(workloads: Sequence[latency.Workload], max_tokens: int) -> tuple[lat
 class Comparison:
     """An original and the candidates admitted beside it. A context manager: leaving it releases the models.
 
-    Raises NotEnoughData without texts or for a tensor model, which texts cannot be fed to; BadModel when the original does not run.
+    Raises NotEnoughData without examples, or for examples of another kind than the model's inputs; BadModel when the original
+    does not run.
     """
 
-    def __init__(self, original: Subject, texts: Sequence[str], *, threads: int, seed: int) -> None:
-        if original.signature.task is Task.TENSOR:
-            raise NotEnoughData("a tensor model cannot be evaluated: a job brings texts, and named tensors cannot be made from them")
-        if not texts:
-            raise NotEnoughData("evaluation_texts: there are none, and nothing is compared without real inputs")
-        self._original, self._texts = original, texts
+    def __init__(self, original: Model, examples: Examples, *, threads: int, seed: int) -> None:
+        if not len(examples):
+            raise NotEnoughData("evaluation: there are no examples, and nothing is compared without real inputs")
+        self._original = original
         self._threads, self._seed = threads, seed
-        self._rows = encode(original.folder, original.signature, texts)
-        self._loaded: dict[str, tuple[Subject, backends.Backend]] = {}
-        self._workloads = fitting(latency.WORKLOADS, original.signature.max_tokens)
-        self._batches = build_batches(original, texts, self._workloads)
+        self._rows = prepare(original.folder, original.signature, examples)
+        token_labels = self._rows.labels if isinstance(self._rows, TextRows) else None
+        self._truth = Truth(examples.labels, token_labels)
+        self._loaded: dict[str, tuple[Model, backends.Backend]] = {}
+        self._workloads, self._batches = self._build(examples)
         try:
             self._reference = self._load("", original)
         except backends.BackendError as error:
             raise BadModel(f"the original does not run: {error}") from error
 
-    def _load(self, name: str, subject: Subject) -> fidelity.Floats:
-        """Keeps the model and answers what it says to the evaluation texts."""
-        backend = backends.load(subject.folder, subject.signature, self._threads)
+    def _build(self, examples: Examples) -> tuple[tuple[latency.Workload, ...], list[Batch]]:
+        signature = self._original.signature
+        if not signature.task.takes_text:
+            return latency.ARRAY_WORKLOADS, array_batches(self._rows, latency.ARRAY_WORKLOADS)
+        workloads = fitting(latency.TEXT_WORKLOADS, signature.max_tokens)
+        texts = examples.texts or tuple(" ".join(words) for words in examples.words)
+        return workloads, text_batches(self._original, texts, workloads)
+
+    def _load(self, name: str, model: Model) -> answers.Answers:
+        """Keeps the model and answers what it says to the evaluation examples."""
+        backend = backends.load(model.folder, model.signature, self._threads)
         try:
-            found = fidelity.answers(backend, subject.signature, self._rows)
+            found = answers.answers(backend, model.signature, self._rows)
         except backends.BackendError:
             backend.close()
             raise
-        self._loaded[name] = (subject, backend)
+        self._loaded[name] = (model, backend)
         return found
 
-    def admit(self, name: str, subject: Subject) -> fidelity.Fidelity:
+    def admit(self, name: str, candidate: Model) -> Compared:
         """Loads a candidate and compares its answers. Raises Toolchain when it does not load or run."""
         try:
-            found = self._load(name, subject)
+            found = self._load(name, candidate)
         except backends.BackendError as error:
             raise Toolchain(f"the optimized model does not run: {error}") from error
-        return fidelity.compare(self._original.signature.task, self._reference, found, self._seed)
+        task = self._original.signature.task
+        if not found.is_finite:
+            return Compared(fidelity.compare(task, self._reference, found, self._seed), (), is_finite=False)
+        measured = qualities(task, self._truth, self._reference, found, self._seed)
+        return Compared(fidelity.compare(task, self._reference, found, self._seed), measured, is_finite=True)
 
     def measure_latency(self, budget_seconds: float) -> dict[str, Timed]:
         """Every admitted model by name, the original under "". The budget is spread evenly over workloads and models."""
@@ -101,18 +125,18 @@ class Comparison:
         return {name: Timed(self._workloads, tuple(rounds)) for name, rounds in seconds.items()}
 
     def _run(self, name: str, batch: Batch) -> latency.Run:
-        subject, backend = self._loaded[name]
-        inputs = {spec.name: batch[spec.name] for spec in subject.signature.inputs}
-        outputs = [spec.name for spec in subject.signature.outputs]
+        model, backend = self._loaded[name]
+        inputs = {spec.name: batch[spec.name] for spec in model.signature.inputs}
+        outputs = [spec.name for spec in model.signature.outputs]
         return lambda: backend.run(inputs, outputs)
 
     def measure_footprint(self, name: str, timed: Timed) -> Measurement:
         """Load time and memory in a process of their own, put together with what was timed. Raises Toolchain."""
-        subject, _ = self._loaded[name]
-        found = footprint.measure(subject.folder, subject.signature, self._threads, self._batches)
+        model, _ = self._loaded[name]
+        found = footprint.measure(model.folder, model.signature, self._threads, self._batches)
         workloads = (latency.summarize(workload, rounds) for workload, rounds in zip(timed.workloads, timed.seconds, strict=True))
         return Measurement(
-            size_bytes=folder.size_bytes(subject.folder),
+            size_bytes=folder.size_bytes(model.folder),
             load_seconds=found.load_seconds,
             workloads=tuple(workloads),
             memory_bytes=found.memory_bytes,

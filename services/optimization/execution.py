@@ -1,58 +1,61 @@
 """One job's work: carry out recipes, measure them beside the original, judge, choose."""
 
-import contextlib
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from services.optimization import folder, gates
-from services.optimization.environment import cpu_features, describe, library_versions
-from services.optimization.evaluation import Comparison, Subject, Timed
-from services.optimization.failures import NotEnoughData, Toolchain, UnsupportedOperator
-from services.optimization.fidelity import Fidelity
-from services.optimization.kept import KeptStep, KeptSteps, digest_of
-from services.optimization.recipe import Gates, Objective, Recipe, Step, parse_parameters, validate_recipes
+from services.optimization import data as job_data
+from services.optimization import gates
+from services.optimization.data import Data
+from services.optimization.environment import describe
+from services.optimization.evaluation import Compared, Comparison, Timed
+from services.optimization.examples import Examples
+from services.optimization.failures import BudgetExceeded, NotEnoughData, Toolchain, UnsupportedOperator
+from services.optimization.gates import Evidence
+from services.optimization.history import History
+from services.optimization.kept import KeptSteps
+from services.optimization.metrics import Metric, metric_of
+from services.optimization.recipe import Gates, Kinds, Objective, Recipe, validate_recipes
 from services.optimization.report import Candidate, Measurement, Report, Verdict
-from services.optimization.techniques import Context, Parameters, Technique, find
-from services.repository.manifest import Frozen, Signature, Task
-
-# stage, fraction of the whole (never falls), a line for the log
-Progress = Callable[[str, float, str], None]
+from services.optimization.steps import Materials, Steps, within
+from services.optimization.techniques import Model
+from services.optimization.techniques.technique import NO_METRICS
+from services.repository.manifest import Frozen, Signature
 
 # Failures that end one recipe and leave the others their chance.
-INFEASIBLE = (UnsupportedOperator, Toolchain, NotEnoughData)
+INFEASIBLE = (UnsupportedOperator, Toolchain, NotEnoughData, BudgetExceeded)
+HISTORY = "history.jsonl"
 
 _OPTIMIZED, _COMPARED, _TIMED = 0.5, 0.6, 0.9  # fractions of the whole at which each stage ends
+_MOST_MEASURING = 0.5  # of a job's time that is kept back for measuring
+
+
+class Progress(Protocol):
+    def __call__(self, stage: str, fraction: float, message: str, *, step: int = 0, metrics: Mapping[str, float] = NO_METRICS) -> None:
+        """`fraction` of the whole, which never falls; `message` is a line for the log, `metrics` points of curves at `step`."""
 
 
 class Plan(Frozen):
-    """What to try, on what data, and what to hold. The two sets of texts are distinct and disjoint."""
+    """What to try, on what data, and what to hold."""
 
     recipes: tuple[Recipe, ...] = Field(min_length=1)
-    evaluation_texts: tuple[str, ...] = ()
-    calibration_texts: tuple[str, ...] = ()
+    evaluation: Data = Data()
+    calibration: Data = Data()
+    training: Data = Data()
+    metric: Metric | None = None
     gates: Gates = Gates()
     objective: Objective = Objective.THROUGHPUT
     seed: int = Field(0, ge=0)
     threads: int = Field(1, ge=1)
     evaluation_seconds: float = Field(60.0, gt=0, description="time for the interleaved latency measurement of all models")
 
-    @model_validator(mode="after")
-    def _texts_are_disjoint(self) -> Self:
-        """A text seen twice is one example, and one that was calibrated on proves nothing."""
-        seen: dict[str, str] = {}
-        for name, texts in (("calibration_texts", self.calibration_texts), ("evaluation_texts", self.evaluation_texts)):
-            for index, text in enumerate(texts):
-                if text in seen:
-                    raise ValueError(f"{name}[{index}]: the same text as {seen[text]}")
-                seen[text] = f"{name}[{index}]"
-        return self
+    @property
+    def kinds(self) -> Kinds:
+        return Kinds(calibration=bool(self.calibration), training=bool(self.training))
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class _Made:
     """A recipe's result before it is measured."""
 
     recipe: Recipe
-    subject: Subject
+    model: Model
     notes: Mapping[str, Any]
     seconds: float
 
@@ -79,96 +82,59 @@ class _Run:
     """One execution in progress: what was made, what was compared, what proved infeasible."""
 
     plan: Plan
-    original: Subject
-    scratch: Path
-    kept: KeptSteps
+    original: Model
+    steps: Steps
     progress: Progress
+    make_until: float  # of time.monotonic
     made: dict[str, _Made] = field(default_factory=dict)
-    fidelities: dict[str, Fidelity] = field(default_factory=dict)
+    compared: dict[str, Compared] = field(default_factory=dict)
     infeasible: dict[str, str] = field(default_factory=dict)
 
     def make_all(self) -> None:
+        """Raises BudgetExceeded when the time was over before anything was made."""
         for index, recipe in enumerate(self.plan.recipes):
             begin, width = _OPTIMIZED * index / len(self.plan.recipes), _OPTIMIZED / len(self.plan.recipes)
             try:
                 self.made[recipe.name] = self._make(recipe, begin, width)
             except INFEASIBLE as failure:
                 self.infeasible[recipe.name] = str(failure)
+        if not self.made and time.monotonic() > self.make_until:
+            raise BudgetExceeded("the job's time was over before a candidate was made")
 
     def _make(self, recipe: Recipe, begin: float, width: float) -> _Made:
-        subject, notes, seconds = self.original, [], 0.0
+        model, notes, seconds = self.original, [], 0.0
         for index, step in enumerate(recipe.steps):
             at, share = begin + width * index / len(recipe.steps), width / len(recipe.steps)
             name = f"{recipe.name}: {step.technique}"
-
-            def tell(fraction: float, message: str, at: float = at, share: float = share, name: str = name) -> None:
-                self.progress("optimizing", at + share * min(fraction, 1.0), f"{name}: {message}")
-
-            subject, kept = self._step(subject, step, tell)
+            found = self.steps.find(model, step)
+            if found is None:
+                found = self.steps.make(model, step, within(self._tell, at, share, name, self._check_time))
+            else:
+                self._tell(at, f"{name}: reusing the kept result")
+            model, kept = found
             notes.append({"technique": step.technique, **kept.notes})
             seconds += kept.seconds
-        return _Made(recipe, subject, {"steps": notes}, seconds)
+        return _Made(recipe, model, {"steps": notes}, seconds)
 
-    def _step(self, source: Subject, step: Step, tell: Callable[[float, str], None]) -> tuple[Subject, KeptStep]:
-        technique = find(step.technique)
-        parameters = parse_parameters(technique, step, "step")
-        digest = digest_of(self._key(source, technique, parameters))
-        kept = self.kept.find(digest)
-        tell(0.0, "reusing the kept result" if kept else "started")
-        if kept is None:
-            kept = self._apply(source, technique, parameters, digest, tell)
-        return Subject(self.kept.model(digest), kept.signature), kept
+    def _tell(self, fraction: float, message: str, *, step: int = 0, metrics: Mapping[str, float] = NO_METRICS) -> None:
+        self.progress("optimizing", fraction, message, step=step, metrics=metrics)
 
-    def _key(self, source: Subject, technique: Technique, parameters: Parameters) -> dict[str, Any]:
-        """Everything that shapes the result; two steps with one key make the same model."""
-        return {
-            "source": folder.content_digest(source.folder, source.signature),
-            "technique": [technique.name, technique.version],
-            "parameters": parameters.model_dump(mode="json"),
-            "calibration": list(self.plan.calibration_texts) if parameters.uses_calibration() else None,
-            "seed": self.plan.seed,
-            "libraries": dict(library_versions()),
-            "cpu_features": sorted(cpu_features()),
-        }
-
-    def _apply(
-        self, source: Subject, technique: Technique, parameters: Parameters, digest: str, tell: Callable[[float, str], None]
-    ) -> KeptStep:
-        scratch = Path(tempfile.mkdtemp(dir=self.scratch))
-        start = time.monotonic()
-        try:
-            # The libraries below leave files in the working directory.
-            with self.kept.stage() as target, contextlib.chdir(scratch):
-                texts = self.plan.calibration_texts if parameters.uses_calibration() else ()
-                outcome = technique.apply(
-                    Context(
-                        source=source.folder,
-                        signature=source.signature,
-                        target=target,
-                        scratch=scratch,
-                        parameters=parameters,
-                        calibration_texts=texts,
-                        seed=self.plan.seed,
-                        threads=self.plan.threads,
-                        progress=tell,
-                    )
-                )
-                return self.kept.keep(digest, target, outcome.signature, outcome.notes, time.monotonic() - start)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    def _check_time(self) -> None:
+        if time.monotonic() > self.make_until:
+            raise BudgetExceeded("the job's time was over; what was made until then was measured")
 
     def compare_all(self, comparison: Comparison) -> None:
         for index, (name, made) in enumerate(list(self.made.items())):
             part = index / len(self.made)
             self.progress("comparing answers", _OPTIMIZED + (_COMPARED - _OPTIMIZED) * part, name)
             try:
-                self.fidelities[name] = comparison.admit(name, made.subject)
+                self.compared[name] = comparison.admit(name, made.model)
             except INFEASIBLE as failure:
                 self.infeasible[name] = str(failure)
 
     def measure_all(self, comparison: Comparison) -> tuple[dict[str, Timed], dict[str, Measurement]]:
         """By name, the original under ""."""
-        self.progress("measuring latency", _COMPARED, f"{len(self.fidelities)} candidates in turns with the original")
+        self.progress("measuring latency", _COMPARED, f"{len(self.compared)} candidates in turns with the original")
         timed = comparison.measure_latency(self.plan.evaluation_seconds)
         measured = {}
         for index, (name, times) in enumerate(timed.items()):
@@ -176,13 +142,21 @@ class _Run:
             measured[name] = comparison.measure_footprint(name, times)
         return timed, measured
 
-    def candidate(self, recipe: Recipe, timed: Mapping[str, Timed], measured: Mapping[str, Measurement]) -> Candidate:
+    def conclude(self, metric: Metric, timed: Mapping[str, Timed], measured: Mapping[str, Measurement]) -> tuple[Candidate, ...]:
+        held = self.plan.gates.for_metric(metric)
+        return tuple(self._candidate(recipe, metric, held, timed, measured) for recipe in self.plan.recipes)
+
+    def _candidate(
+        self, recipe: Recipe, metric: Metric, held: Gates, timed: Mapping[str, Timed], measured: Mapping[str, Measurement]
+    ) -> Candidate:
         if recipe.name in self.infeasible:
             return Candidate(name=recipe.name, steps=recipe.steps, verdict=Verdict.INFEASIBLE, reason=self.infeasible[recipe.name])
-        made, fidelity, measurement = self.made[recipe.name], self.fidelities[recipe.name], measured[recipe.name]
+        made, compared, measurement = self.made[recipe.name], self.compared[recipe.name], measured[recipe.name]
         speedup = timed[recipe.name].speedup_over(timed[""], self.plan.seed)
         ratio = measured[""].size_bytes / max(1, measurement.size_bytes)
-        judgement = gates.judge(fidelity.interval, fidelity.examples, speedup, ratio, self.plan.gates, self.plan.objective)
+        fidelity = compared.fidelity
+        evidence = Evidence(fidelity.interval, fidelity.examples, speedup, ratio, compared.quality(metric), compared.is_finite)
+        judgement = gates.judge(evidence, held, self.plan.objective)
         return Candidate(
             name=recipe.name,
             steps=recipe.steps,
@@ -195,40 +169,72 @@ class _Run:
             size_ratio=ratio,
             notes={**made.notes, "fidelity": dict(fidelity.notes)},
             optimization_seconds=made.seconds,
+            qualities=compared.qualities,
         )
 
 
-def _all_infeasible(plan: Plan, original: Path, reason: str) -> Execution:
-    candidates = tuple(Candidate(name=r.name, steps=r.steps, verdict=Verdict.INFEASIBLE, reason=reason) for r in plan.recipes)
-    size = Measurement(size_bytes=folder.size_bytes(original))
-    return Execution(Report(original=size, candidates=candidates, environment=describe(plan.threads)), None, None)
+def _facts(**kinds: Examples) -> dict[str, Any]:
+    """What the report tells of the data."""
+    return {
+        name: {"examples": len(found), "labelled": found.is_labelled, "sha256": found.digest} for name, found in kinds.items() if len(found)
+    }
 
 
-def _concluded(run: _Run, timed: Mapping[str, Timed], measured: Mapping[str, Measurement]) -> Execution:
-    candidates = tuple(run.candidate(recipe, timed, measured) for recipe in run.plan.recipes)
-    chosen = gates.choose(candidates, run.plan.objective)
-    report = Report(original=measured[""], candidates=candidates, chosen=chosen, environment=describe(run.plan.threads))
-    subject = run.made[chosen].subject if chosen else None
-    return Execution(report, subject.folder if subject else None, subject.signature if subject else None)
+def _check_disjoint(evaluation: Examples, **others: Examples) -> None:
+    """A text that was trained or calibrated on proves nothing. Raises NotEnoughData."""
+    seen = set(evaluation.texts) | set(evaluation.words)
+    for name, found in others.items():
+        shared = next((text for text in (*found.texts, *found.words) if text in seen), None)
+        if shared is not None:
+            told = shared if isinstance(shared, str) else " ".join(shared)
+            raise NotEnoughData(f"{name}: an example is in the evaluation data too: {told[:80]!r}")
 
 
-def execute(plan: Plan, original: Path, signature: Signature, scratch: Path, kept_steps: Path, progress: Progress) -> Execution:
+def execute(
+    plan: Plan, original: Path, signature: Signature, scratch: Path, kept_steps: Path, progress: Progress, deadline: float | None = None
+) -> Execution:
     """Carries out every recipe, measures all in one interleaved run, judges each and chooses.
 
     `original` is a model folder described by `signature`; `scratch` exists and is emptied of what this made; `kept_steps`
-    holds finished steps across jobs and may be shared by several. Blocks for minutes; may be killed at any instant.
-    Raises ValueError for recipes that do not fit the model, BadModel for an original that does not run, NotEnoughData
-    without evaluation texts. A recipe that cannot be carried out is a candidate with the verdict INFEASIBLE.
+    holds finished steps across jobs and may be shared by several; `deadline` is of time.monotonic. Blocks for minutes; may be
+    killed at any instant. Raises ValueError for recipes or a metric that do not fit the model, BadModel for an original that does
+    not run, NotEnoughData without evaluation examples or where examples do not fit the model, BudgetExceeded when time ran out
+    before a candidate was made. A recipe that cannot be carried out is a candidate with the verdict INFEASIBLE.
     """
-    validate_recipes(plan.recipes, signature, calibrated=bool(plan.calibration_texts))
-    if signature.task is Task.TENSOR:
-        return _all_infeasible(plan, original, "a tensor model cannot be evaluated: a job brings texts, which make no named tensors")
-    if not plan.evaluation_texts:
-        raise NotEnoughData("evaluation_texts: there are none, and nothing is published unmeasured")
-    run = _Run(plan, Subject(original.resolve(), signature), scratch.resolve(), KeptSteps(kept_steps), progress)
+    validate_recipes(plan.recipes, signature, plan.kinds)
+    evaluation, calibration, training = (job_data.read(found, signature) for found in (plan.evaluation, plan.calibration, plan.training))
+    if not len(evaluation):
+        raise NotEnoughData("evaluation: there are no examples, and nothing is published unmeasured")
+    _check_disjoint(evaluation, calibration=calibration, training=training)
+    metric = metric_of(signature.task, plan.metric, labelled=evaluation.is_labelled)
+    source = Model(original.resolve(), signature)
+    kept = KeptSteps(kept_steps)
+    steps = Steps(
+        Materials(source, calibration, training, plan.seed, plan.threads), kept, History(kept_steps.resolve() / HISTORY), scratch.resolve()
+    )
+    run = _Run(plan, source, steps, progress, _make_until(plan, deadline))
     run.make_all()
-    with Comparison(run.original, plan.evaluation_texts, threads=plan.threads, seed=plan.seed) as comparison:
+    with Comparison(source, evaluation, threads=plan.threads, seed=plan.seed) as comparison:
         run.compare_all(comparison)
         timed, measured = run.measure_all(comparison)
     progress("concluding", 1.0, "every candidate was measured")
-    return _concluded(run, timed, measured)
+    candidates = run.conclude(metric, timed, measured)
+    chosen = gates.choose(candidates, plan.objective)
+    report = Report(
+        original=measured[""],
+        candidates=candidates,
+        chosen=chosen,
+        environment=describe(plan.threads),
+        metric=metric,
+        data=_facts(evaluation=evaluation, calibration=calibration, training=training),
+    )
+    model = run.made[chosen].model if chosen else None
+    return Execution(report, model.folder if model else None, model.signature if model else None)
+
+
+def _make_until(plan: Plan, deadline: float | None) -> float:
+    """When making candidates ends, so that there is time to measure them."""
+    if deadline is None:
+        return float("inf")
+    left = max(0.0, deadline - time.monotonic())
+    return deadline - min(2 * plan.evaluation_seconds, _MOST_MEASURING * left)

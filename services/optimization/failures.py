@@ -58,6 +58,10 @@ class Toolchain(OptimizationFailure):
     failure_class = FailureClass.TOOLCHAIN
 
 
+class Diverged(Toolchain):
+    """A training run whose loss is no number any more. The text tells the step, the learning rate and what to change."""
+
+
 class Internal(OptimizationFailure):
     """Our own fault."""
 

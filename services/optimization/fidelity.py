@@ -1,24 +1,18 @@
 """How near a candidate's answers are to the original's, on the same inputs, with the uncertainty of the sample."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.backends import Backend
-from services.backends.text import Ids
+from services.optimization.answers import Answers, Floats, answers
+from services.optimization.intervals import bootstrap, bootstrap_mean, wilson
 from services.optimization.report import Interval
-from services.optimization.tokenization import batches
-from services.repository.manifest import Signature, Task
+from services.repository.manifest import Task
 
-Floats = NDArray[np.floating[Any]]
-
-RESAMPLES = 2000
-_Z95 = 1.959963984540054
-_TAILS = (2.5, 97.5)
+__all__ = ["Answers", "Fidelity", "answers", "compare"]
 
 
 @dataclass(frozen=True)
@@ -29,34 +23,6 @@ class Fidelity:
     worst: float
     examples: int
     notes: Mapping[str, Any] = field(default_factory=dict)
-
-
-def answers(backend: Backend, signature: Signature, rows: Sequence[Ids], batch_rows: int = 16) -> Floats:
-    """FP32 [texts, dimensions or labels] in the order of `rows`, run in batches of like lengths as serving makes them.
-
-    Batches matter: dynamic quantization takes one scale per batch, so a row's answer depends on its neighbours.
-    """
-    output = signature.outputs[0].name
-    found: list[Floats] = [np.empty(0, np.float32)] * len(rows)
-    for positions, batch in batches(rows, signature, batch_rows):
-        for position, answer in zip(positions, backend.run(batch, [output])[output], strict=True):
-            found[position] = answer
-    return np.stack(found)
-
-
-def bootstrap_mean(values: Floats, seed: int) -> Interval:
-    """Percentile bootstrap of the mean of a sample [n]."""
-    drawn = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.percentile(values[drawn].mean(axis=1), _TAILS)
-    return Interval(estimate=float(values.mean()), low=float(low), high=float(high))
-
-
-def wilson(successes: int, trials: int) -> Interval:
-    """Wilson's score interval of a share (Wilson 1927): sound near 1, where a share of equal predictions lies."""
-    share, z2 = successes / trials, _Z95**2
-    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = _Z95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
-    return Interval(estimate=share, low=max(0.0, centre - half), high=min(1.0, centre + half))
 
 
 def cosine_rows(left: Floats, right: Floats) -> Floats:
@@ -76,12 +42,18 @@ def _nearest(vectors: Floats) -> NDArray[np.intp]:
     return nearest
 
 
+def retrieval_agreement(original: Floats, candidate: Floats) -> Interval:
+    """Share of examples whose nearest neighbour among the others stays the same, with Wilson's interval."""
+    kept = _nearest(original) == _nearest(candidate)
+    return wilson(int(kept.sum()), len(kept))
+
+
 def embedding_fidelity(original: Floats, candidate: Floats, seed: int) -> Fidelity:
-    """Mean cosine with its bootstrap interval; notes tell how many texts keep their nearest neighbour."""
+    """Mean cosine with its bootstrap interval; notes tell how many examples keep their nearest neighbour."""
     cosines = cosine_rows(original.astype(np.float64), candidate.astype(np.float64))
     notes = {}
     if len(original) > 1:
-        notes["nearest_neighbour_agreement"] = float((_nearest(original) == _nearest(candidate)).mean())
+        notes["nearest_neighbour_agreement"] = retrieval_agreement(original, candidate).model_dump()
     return Fidelity(bootstrap_mean(cosines, seed), float(cosines.min()), len(cosines), notes)
 
 
@@ -99,10 +71,22 @@ def classification_fidelity(original: Floats, candidate: Floats) -> Fidelity:
     return Fidelity(wilson(int(equal.sum()), len(equal)), float(shared.min()), len(equal), notes)
 
 
-def compare(task: Task, original: Floats, candidate: Floats, seed: int) -> Fidelity:
-    """By the task: [n, dimensions] embeddings or [n, labels] logits. A candidate with NaN or infinity has fidelity 0."""
-    if not np.isfinite(candidate).all():
+def token_fidelity(original: Answers, candidate: Answers, seed: int) -> Fidelity:
+    """Share of equal predictions over all tokens; the bootstrap draws whole examples, whose tokens are not independent."""
+    pairs = zip(original.predictions, candidate.predictions, strict=True)
+    counts = np.array([[(before == after).sum(), len(before)] for before, after in pairs], np.float64)
+    counts = counts[counts[:, 1] > 0]
+    changed = int(counts[:, 1].sum() - counts[:, 0].sum())
+    interval = bootstrap(counts, lambda sums: sums[..., 0] / np.maximum(sums[..., 1], 1), seed)
+    return Fidelity(interval, float((counts[:, 0] / counts[:, 1]).min()), len(counts), {"changed_tokens": changed})
+
+
+def compare(task: Task, original: Answers, candidate: Answers, seed: int) -> Fidelity:
+    """By the task. A candidate with NaN or infinity has fidelity 0."""
+    if not candidate.is_finite:
         return Fidelity(Interval(estimate=0.0, low=0.0, high=0.0), 0.0, len(candidate), {"not_finite": True})
-    if task is Task.CLASSIFICATION:
-        return classification_fidelity(original, candidate)
-    return embedding_fidelity(original, candidate, seed)
+    if original.vectors is None or candidate.vectors is None:
+        return token_fidelity(original, candidate, seed)
+    if task in (Task.CLASSIFICATION, Task.IMAGE_CLASSIFICATION):
+        return classification_fidelity(original.vectors, candidate.vectors)
+    return embedding_fidelity(original.vectors, candidate.vectors, seed)

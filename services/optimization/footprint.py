@@ -6,18 +6,20 @@ Run as a module it is that process: it reads a request from stdin and writes a F
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import psutil
 from pydantic import BaseModel
 
 from services import backends
-from services.backends.text import Batch, pad
 from services.optimization.failures import Toolchain
-from services.repository.manifest import Format, Frozen, Signature
+from services.optimization.rows import Batch
+from services.repository.manifest import Frozen, Signature
 
 TIMEOUT_SECONDS = 300
 _ROOT = Path(__file__).parents[2]
@@ -34,13 +36,19 @@ class _Request(BaseModel):
     folder: Path
     signature: Signature
     threads: int
-    batches: list[list[list[int]]]  # token ids of each row of each batch
+    batches: tuple[Path, ...]  # one .npz each
 
 
-def measure(folder: Path, signature: Signature, threads: int, batches: Iterable[Batch]) -> Footprint:
+def measure(folder: Path, signature: Signature, threads: int, batches: Sequence[Batch]) -> Footprint:
     """Raises Toolchain when the process fails."""
-    rows = [batch["input_ids"].tolist() for batch in batches]
-    request = _Request(folder=folder.resolve(), signature=signature, threads=threads, batches=rows)
+    with tempfile.TemporaryDirectory() as written:
+        paths = tuple(Path(written, f"{index}.npz") for index in range(len(batches)))
+        for path, batch in zip(paths, batches, strict=True):
+            np.savez(path, **batch)  # type: ignore[arg-type]
+        return _ask_child(_Request(folder=folder.resolve(), signature=signature, threads=threads, batches=paths))
+
+
+def _ask_child(request: _Request) -> Footprint:
     command = [sys.executable, "-P", "-m", "services.optimization.footprint"]
     environment = os.environ | {"PYTHONPATH": str(_ROOT)}
     try:
@@ -65,15 +73,14 @@ def _peak_bytes() -> int:
 
 def _measure_here(request: _Request) -> Footprint:
     # The engine itself is no part of the model: it is there before the first one and shared by all.
-    import_module("services.backends.onnxruntime" if request.signature.format is Format.ONNX else "services.backends.torch")
+    import_module(backends.engine_module(request.signature.format))
     before_bytes, start = psutil.Process().memory_info().rss, time.perf_counter()
     model = backends.load(request.folder, request.signature, request.threads)
     load_seconds = time.perf_counter() - start
     outputs = [spec.name for spec in request.signature.outputs]
-    import numpy as np
-
-    for rows in request.batches:
-        model.run(pad([np.array(row) for row in rows], request.signature), outputs)
+    for path in request.batches:
+        with np.load(path, allow_pickle=False) as batch:
+            model.run(dict(batch), outputs)
     return Footprint(load_seconds=load_seconds, memory_bytes=max(0, _peak_bytes() - before_bytes))
 
 

@@ -9,14 +9,16 @@ import grpc
 from hone.optimization.v1 import jobs_pb2 as pb
 from hone.optimization.v1 import jobs_pb2_grpc
 
-from services.chassis.faults import InvalidField, Overloaded, Unavailable
-from services.optimization import wire
+from services.chassis.faults import InvalidField, Overloaded, Unavailable, WrongState
+from services.optimization import page, planning, wire
 from services.optimization.jobs import Job, State
-from services.optimization.recipe import default_recipes, validate_recipes
+from services.optimization.report import Report
 from services.optimization.runner import Runner
+from services.optimization.settings import OptimizationSettings
 from services.optimization.spec import Spec
 from services.optimization.store import JobStore, UnknownJob
-from services.optimization.techniques import TECHNIQUES
+from services.optimization.techniques import TECHNIQUES, Model
+from services.repository.datasets import Datasets
 from services.repository.references import parse
 from services.repository.store import Repository, Resolved
 
@@ -28,11 +30,13 @@ RETRY_QUEUE_S = 30.0
 class JobServicer(jobs_pb2_grpc.JobServiceServicer):
     """Everything that can be known without running is checked when a job is created."""
 
-    def __init__(self, store: JobStore, runner: Runner, repository: Repository, max_queued: int) -> None:
+    def __init__(self, store: JobStore, runner: Runner, repository: Repository, datasets: Datasets, settings: OptimizationSettings) -> None:
         self._store = store
         self._runner = runner
         self._repository = repository
-        self._max_queued = max_queued
+        self._datasets = datasets
+        self._max_queued = settings.max_queued_jobs
+        self._evaluation_s = settings.evaluation_s
         self._closed = False
 
     def close(self) -> None:
@@ -44,25 +48,49 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         if len(request.request_id) > 64:
             raise InvalidField("request_id", "must be at most 64 characters")
         spec = wire.spec_from(request.spec)
-        if not spec.source:
-            raise InvalidField("spec.source", "must name a model")
         # Before the source is looked at: repeating a call finds its job also when the model has gone.
         known = await asyncio.to_thread(self._store.find_request, request.request_id, spec.fingerprint)
         if known is not None:
             return pb.CreateJobResponse(job=wire.job_message(known))
-        source = await asyncio.to_thread(self._repository.resolve, wire.named("spec.source", parse, spec.source))
-        _check(spec, source)
+        source, resolved = await asyncio.to_thread(self._resolve, spec)
         job = Job(
             id=uuid.uuid4().hex,
             request_id=request.request_id or uuid.uuid4().hex,
             fingerprint=spec.fingerprint,
-            spec=spec.model_dump_json(),
+            spec=resolved.model_dump_json(),
             source=source.manifest.reference,
             created=datetime.now(UTC),
         )
         created = await asyncio.to_thread(self._create, job)
         self._runner.wake()
         return pb.CreateJobResponse(job=wire.job_message(created))
+
+    def _resolve(self, spec: Spec) -> tuple[Resolved, Spec]:
+        """The source, and the specification with every reference by version. Raises InvalidField, UnknownModel, UnknownDataset."""
+        if not spec.source:
+            raise InvalidField("spec.source", "must name a model")
+        source = self._repository.resolve(wire.named("spec.source", parse, spec.source))
+        try:
+            return source, planning.resolve(spec, source.manifest.signature, self._datasets)
+        except planning.Refused as error:
+            raise InvalidField(f"spec.{error.field}", error.reason) from error
+
+    async def PlanJob(self, request: pb.PlanJobRequest, context: Context) -> pb.PlanJobResponse:
+        source, spec = await asyncio.to_thread(self._resolve, wire.spec_from(request.spec))
+        return wire.plan_message(await asyncio.to_thread(self._estimate, source, spec))
+
+    def _estimate(self, source: Resolved, spec: Spec) -> planning.Estimate:
+        original = Model(source.folder, source.manifest.signature)
+        try:
+            return planning.estimate(spec, original, self._datasets, self._runner.kept_steps, self._evaluation_s)
+        except planning.Refused as error:
+            raise InvalidField(f"spec.{error.field}", error.reason) from error
+
+    async def GetReportPage(self, request: pb.GetReportPageRequest, context: Context) -> pb.GetReportPageResponse:
+        job = await asyncio.to_thread(self._store.get, request.id)
+        if not job.report:
+            raise WrongState(f"job {job.id} is {job.state} and has no report")
+        return pb.GetReportPageResponse(html=await asyncio.to_thread(_page, job))
 
     def _create(self, job: Job) -> Job:
         if self._store.count(State.QUEUED) >= self._max_queued:
@@ -108,26 +136,9 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         return pb.ListTechniquesResponse(techniques=[wire.technique_message(technique) for technique in TECHNIQUES])
 
 
-def _check(spec: Spec, source: Resolved) -> None:
-    """Recipes against the source, texts against each other. Raises InvalidField."""
-    calibrated = bool(spec.calibration_texts)
-    signature = source.manifest.signature
-    recipes = spec.recipes or default_recipes(signature, calibrated=calibrated)
-    if not recipes:
-        raise InvalidField("spec.recipes", f"there are no defaults for a {signature.task} model; name the steps")
-    try:
-        validate_recipes(recipes, signature, calibrated=calibrated)
-    except ValueError as error:
-        field, _, reason = str(error).partition(": ")
-        raise InvalidField(f"spec.{field}", reason) from error
-    if not spec.evaluation_texts:
-        raise InvalidField("spec.evaluation_texts", "must not be empty: nothing is published unmeasured")
-    seen: set[str] = set()
-    for name, texts in (("calibration_texts", spec.calibration_texts), ("evaluation_texts", spec.evaluation_texts)):
-        for index, text in enumerate(texts):
-            if not text.strip() or text in seen:
-                raise InvalidField(f"spec.{name}[{index}]", "must be neither empty nor the same as another text")
-            seen.add(text)
+def _page(job: Job) -> str:
+    story = page.Story.of(job, Spec.model_validate_json(job.spec))
+    return page.render(story, Report.model_validate_json(job.report))
 
 
 def _state(index: int, value: "pb.JobState.ValueType") -> State:

@@ -24,13 +24,14 @@ _TAILS = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class Workload:
-    """One batch's shape."""
+    """One batch's shape; `tokens` is 0 where rows are no texts."""
 
     batch_rows: int
     tokens: int
 
 
-WORKLOADS = tuple(Workload(rows, tokens) for rows, tokens in ((1, 16), (8, 16), (32, 16), (1, 128), (8, 128)))
+TEXT_WORKLOADS = tuple(Workload(rows, tokens) for rows, tokens in ((1, 16), (8, 16), (32, 16), (1, 128), (8, 128)))
+ARRAY_WORKLOADS = tuple(Workload(rows, 0) for rows in (1, 8, 32))
 
 
 class _Subject:

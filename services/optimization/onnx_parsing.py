@@ -4,17 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from services import backends
-from services.backends.text import pad
-from services.optimization import configuration
+from services.optimization import answer_shape, configuration
 from services.optimization.configuration import read_json
 from services.optimization.failures import BadModel
 from services.repository.manifest import Format, Signature, Task, TensorSpec
 
 FILE_NAME = "model.onnx"
+Specs = tuple[TensorSpec, ...]
 # ONNX element types by the Open Inference Protocol's names; a type without one cannot travel.
 _DATATYPES = {
     onnx.TensorProto.FLOAT: "FP32",
@@ -32,20 +31,31 @@ _DATATYPES = {
     onnx.TensorProto.BOOL: "BOOL",
     onnx.TensorProto.STRING: "BYTES",
 }
-_TEXT_OUTPUTS = {"embedding": Task.EMBEDDING, "logits": Task.CLASSIFICATION}
 _TEXT_INPUTS = ({"input_ids", "attention_mask"}, {"input_ids", "attention_mask", "token_type_ids"})
+_LOGITS = (Task.CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.CAUSAL_LM)
 
 
 def parse_onnx(folder: Path, task: Task | None) -> Signature:
-    """A tokenizer beside the graph makes it a text model, unless the task says otherwise. Raises BadModel."""
+    """A tokenizer beside the graph makes it a text model, `pixel_values` an image model, unless the task says otherwise.
+
+    Raises BadModel.
+    """
     graph = _checked(folder / FILE_NAME).graph
     constants = {value.name for value in graph.initializer}
     inputs = tuple(_spec(value) for value in graph.input if value.name not in constants)
     outputs = tuple(_spec(value) for value in graph.output)
-    is_text = (folder / "tokenizer.json").exists() and task is not Task.TENSOR
-    signature = _text(folder, inputs, outputs) if is_text else _tensors(inputs, outputs)
+    signature = _described(folder, task, inputs, outputs)
     if task is not None and signature.task is not task:
         raise BadModel(f"{FILE_NAME}: answers the task {signature.task}, not {task}")
+    return signature
+
+
+def _described(folder: Path, task: Task | None, inputs: Specs, outputs: Specs) -> Signature:
+    if task is not Task.TENSOR and (folder / "tokenizer.json").exists():
+        return _text(folder, task, inputs, outputs)
+    if task is not Task.TENSOR and (_takes_image(inputs) or task is Task.IMAGE_CLASSIFICATION):
+        return _image(folder, inputs, outputs)
+    signature = Signature(task=Task.TENSOR, format=Format.ONNX, inputs=inputs, outputs=outputs)
     _load(folder, signature)
     return signature
 
@@ -75,46 +85,56 @@ def _spec(value: Any) -> TensorSpec:
     return TensorSpec(name=value.name, datatype=_DATATYPES[tensor.elem_type], shape=(-1, *shape[1:]))
 
 
-def _tensors(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Signature:
-    return Signature(task=Task.TENSOR, format=Format.ONNX, inputs=inputs, outputs=outputs)
+def _takes_image(inputs: Specs) -> bool:
+    return [spec.name for spec in inputs] == ["pixel_values"]
 
 
-def _text(folder: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Signature:
+def _image(folder: Path, inputs: Specs, outputs: Specs) -> Signature:
+    if not _takes_image(inputs) or inputs[0].datatype != "FP32" or len(inputs[0].shape) != 4:
+        raise BadModel(f"{FILE_NAME}: an image model takes FP32 pixel_values [rows, channels, height, width], not {_told(inputs)}")
+    if _told(outputs) != [("logits", "FP32")]:
+        raise BadModel(f"{FILE_NAME}: an image model answers one FP32 matrix, `logits` [rows, labels], not {_told(outputs)}")
+    task = Task.IMAGE_CLASSIFICATION
+    signature = Signature(task=task, format=Format.ONNX, inputs=inputs, outputs=(answer_shape.output_spec("logits", task),))
+    return answer_shape.described(signature, answer_shape.answer_to_sample(folder, signature), read_json(folder, "config.json"))
+
+
+def _text(folder: Path, task: Task | None, inputs: Specs, outputs: Specs) -> Signature:
     if {spec.name for spec in inputs} not in _TEXT_INPUTS or any(spec.datatype != "INT64" for spec in inputs):
         raise BadModel(f"{FILE_NAME}: a text model takes INT64 input_ids and attention_mask, not {[spec.name for spec in inputs]}")
-    if len(outputs) != 1 or outputs[0].name not in _TEXT_OUTPUTS or outputs[0].datatype != "FP32":
+    if _told(outputs) not in ([("embedding", "FP32")], [("logits", "FP32")]):
         raise BadModel(
-            f"{FILE_NAME}: a text model answers one FP32 matrix, `embedding` [rows, dimensions] with pooling inside or "
-            f"`logits` [rows, labels], not {[(spec.name, spec.datatype) for spec in outputs]}"
+            f"{FILE_NAME}: a text model answers one FP32 tensor, `embedding` [rows, dimensions] with pooling inside or "
+            f"`logits` [rows, labels] or [rows, tokens, labels], not {_told(outputs)}"
         )
     config = read_json(folder, "config.json")
     configuration.check_vocabulary(folder, config)
     signature = Signature(
-        task=_TEXT_OUTPUTS[outputs[0].name],
+        task=Task.EMBEDDING if outputs[0].name == "embedding" else Task.CLASSIFICATION,
         format=Format.ONNX,
         inputs=inputs,
         outputs=outputs,
         max_tokens=configuration.max_tokens(folder, config),
         pad_token_id=configuration.pad_token_id(folder, config),
     )
-    return _with_width(folder, signature, config)
+    answer = answer_shape.answer_to_sample(folder, signature)
+    if signature.task is not Task.EMBEDDING:
+        signature = signature.model_copy(update={"task": _task_of_logits(folder, config, task, answer.ndim)})
+    return answer_shape.described(signature, answer, config)
 
 
-def _with_width(folder: Path, signature: Signature, config: Mapping[str, Any]) -> Signature:
-    """Graphs seldom declare how wide their answer is: two short rows tell."""
-    rows = [np.full(3, signature.pad_token_id), np.full(2, signature.pad_token_id)]
-    output = signature.outputs[0].name
-    try:
-        model = backends.load(folder, signature, threads=1)
-        found = model.run(pad(rows, signature), [output])[output]
-    except backends.BackendError as error:
-        raise BadModel(f"{FILE_NAME}: {error}") from error
-    if found.ndim != 2 or len(found) != len(rows):
-        raise BadModel(f"{FILE_NAME}: `{output}` has the shape {list(found.shape)} for {len(rows)} rows; one vector per row is needed")
-    width = found.shape[1]
-    names = configuration.labels(config, width) if signature.task is Task.CLASSIFICATION else ()
-    spec = TensorSpec(name=output, datatype="FP32", shape=(-1, width))
-    return signature.model_copy(update={"outputs": (spec,), "labels": names})
+def _task_of_logits(folder: Path, config: Mapping[str, Any], task: Task | None, dimensions: int) -> Task:
+    """A matrix classifies rows; of a tensor per token the caller, or config.json, says what it means. Raises BadModel."""
+    if dimensions == 2:
+        return Task.CLASSIFICATION
+    named = task or configuration.task(folder, config)
+    if named not in _LOGITS:
+        raise BadModel(f"{FILE_NAME}: `logits` per token label tokens or predict the next; name the task to choose")
+    return named
+
+
+def _told(specs: Specs) -> list[tuple[str, str]]:
+    return [(spec.name, spec.datatype) for spec in specs]
 
 
 def _load(folder: Path, signature: Signature) -> None:

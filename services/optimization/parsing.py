@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from services import backends
-from services.optimization import allowed_files, configuration, safetensors_header
+from services.optimization import allowed_files, answer_shape, configuration, safetensors_header
 from services.optimization.configuration import read_json
 from services.optimization.failures import BadModel
 from services.repository.manifest import Format, Signature, Task, TensorSpec
@@ -35,24 +35,19 @@ def _parse_huggingface(folder: Path, task: Task | None) -> Signature:
     config = read_json(folder, "config.json")
     if not config:
         raise BadModel("config.json: missing")
-    if not (folder / "tokenizer.json").exists():
-        raise BadModel("tokenizer.json: missing; a text model is served with its own tokenizer")
     dtype = _weights_dtype(folder)
-    configuration.check_vocabulary(folder, config)
+    _check_extent(folder, config)
     signature = _describe(folder, config, task or _task_of(folder, config), dtype)
-    return _loaded(folder, signature)
+    _check_shapes(folder)
+    return answer_shape.described(signature, answer_shape.answer_to_sample(folder, signature), config)
 
 
 def _task_of(folder: Path, config: Mapping[str, Any]) -> Task:
-    if configuration.is_sentence_transformer(folder):
-        return Task.EMBEDDING
-    architectures = config.get("architectures") or [""]
-    name = str(architectures[0])
-    if name.endswith("ForSequenceClassification"):
-        return Task.CLASSIFICATION
-    if name.endswith("Model"):
-        return Task.EMBEDDING
-    raise BadModel(f"config.json: the architecture {name!r} is neither an encoder nor a sequence classifier; name the task to choose")
+    found = configuration.task(folder, config)
+    if found is None:
+        name = str((config.get("architectures") or [""])[0])
+        raise BadModel(f"config.json: the architecture {name!r} answers none of the tasks that are served; name the task to choose")
+    return found
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -79,44 +74,51 @@ def _weights_dtype(folder: Path) -> str:
 
 
 def _describe(folder: Path, config: Mapping[str, Any], task: Task, dtype: str) -> Signature:
-    """Everything but the output's width, which the loaded model tells."""
+    """Everything but the output's width and labels, which the loaded model tells."""
     if task is Task.TENSOR:
-        raise BadModel("config.json: a Hugging Face folder answers texts, not named tensors")
+        raise BadModel("config.json: a Hugging Face folder answers texts or images, not named tensors")
+    signature = Signature(task=task, format=Format.HUGGINGFACE, inputs=(), outputs=(), dtype=dtype)
+    if task is Task.IMAGE_CLASSIFICATION:
+        pixels = TensorSpec(name="pixel_values", datatype="FP32", shape=(-1, *configuration.image_shape(folder, config)))
+        return signature.model_copy(update={"inputs": (pixels,), "outputs": (answer_shape.output_spec("logits", task),)})
+    return signature.model_copy(update=_of_text(folder, config, task))
+
+
+def _of_text(folder: Path, config: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """A text model's part of its signature."""
+    if not (folder / "tokenizer.json").exists():
+        raise BadModel("tokenizer.json: missing; a text model is served with its own tokenizer")
+    configuration.check_vocabulary(folder, config)
     pooling, normalize = configuration.pooling_and_normalization(folder) if task is Task.EMBEDDING else (None, False)
-    return Signature(
-        task=task,
-        format=Format.HUGGINGFACE,
-        inputs=_TEXT_INPUTS,
-        outputs=(),
-        max_tokens=configuration.max_tokens(folder, config),
-        pooling=pooling,
-        normalize=normalize,
-        pad_token_id=configuration.pad_token_id(folder, config),
-        dtype=dtype,
-    )
+    return {
+        "inputs": _TEXT_INPUTS,
+        "outputs": (answer_shape.output_spec("embedding" if task is Task.EMBEDDING else "logits", task),),
+        "max_tokens": configuration.max_tokens(folder, config),
+        "pooling": pooling,
+        "normalize": normalize,
+        "pad_token_id": configuration.pad_token_id(folder, config),
+    }
 
 
-def _loaded(folder: Path, signature: Signature) -> Signature:
-    """Loads as serving will, which finds every weight that is missing, superfluous or of another shape. Raises BadModel."""
-    from services.backends.torch import load_module
+def _check_shapes(folder: Path) -> None:
+    """Raises BadModel unless a pruned model's shapes.json holds what loading understands, within bounds."""
+    from services.backends import shapes
 
-    _check_extent(folder)
     try:
-        config: Any = load_module(folder, signature).model.config
+        if shapes.has_shapes(folder):
+            shapes.check(folder)
     except backends.LoadError as error:
         raise BadModel(str(error)) from error
-    if signature.task is Task.CLASSIFICATION:
-        names = configuration.labels(read_json(folder, "config.json"), config.num_labels)
-        output = TensorSpec(name="logits", datatype="FP32", shape=(-1, len(names)))
-        return signature.model_copy(update={"outputs": (output,), "labels": names})
-    output = TensorSpec(name="embedding", datatype="FP32", shape=(-1, config.hidden_size))
-    return signature.model_copy(update={"outputs": (output,)})
 
 
-def _check_extent(folder: Path) -> None:
+_EXTENTS = ("size", "sizes", "layer", "layers", "head", "heads", "embeddings", "dim", "embd", "inner", "positions", "depths", "channels")
+
+
+def _check_extent(folder: Path, config: Mapping[str, Any]) -> None:
     """Before anything is built by the config: its dimensions are no larger than the weights can fill. Raises BadModel."""
-    config = read_json(folder, "config.json")
     widest = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     for name, value in config.items():
-        if isinstance(value, int) and value > widest and name.endswith(("size", "layers", "heads", "embeddings", "dim")):
-            raise BadModel(f"config.json: {name} is {value}; the weights hold {widest} bytes in all")
+        numbers = value if isinstance(value, list) else [value]
+        largest = max((number for number in numbers if isinstance(number, int)), default=0)
+        if largest > widest and name.endswith(_EXTENTS):
+            raise BadModel(f"config.json: {name} is {largest}; the weights hold {widest} bytes in all")

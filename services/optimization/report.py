@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from services.optimization.metrics import Metric
 from services.optimization.recipe import Step
 from services.repository.manifest import Frozen
 
@@ -26,11 +27,23 @@ class Interval(Frozen):
     high: float
 
 
+class Quality(Frozen):
+    """One metric of a candidate beside the original's; `difference` is candidate minus original, paired by example."""
+
+    metric: Metric
+    original: Interval
+    candidate: Interval
+    difference: Interval
+    p_value: float
+    test: str
+    examples: int
+
+
 class WorkloadResult(Frozen):
-    """Latency of one batch of `batch_rows` rows of `tokens` tokens; rows_per_second follows from the median."""
+    """Latency of one batch of `batch_rows` rows of `tokens` tokens (0: not a text); rows_per_second follows from the median."""
 
     batch_rows: int = Field(ge=1)
-    tokens: int = Field(ge=1)
+    tokens: int = Field(ge=0)
     p50_ms: float
     p90_ms: float
     p99_ms: float
@@ -59,6 +72,7 @@ class Candidate(Frozen):
     size_ratio: float = 0.0
     notes: Mapping[str, Any] = {}
     optimization_seconds: float = 0.0
+    qualities: tuple[Quality, ...] = ()
 
 
 class Report(Frozen):
@@ -66,3 +80,5 @@ class Report(Frozen):
     candidates: tuple[Candidate, ...] = ()
     chosen: str = ""
     environment: Mapping[str, Any] = {}
+    metric: Metric = Metric.FIDELITY
+    data: Mapping[str, Any] = {}

@@ -1,7 +1,8 @@
-"""Jobs and their events in a database: SQLite by default."""
+"""Jobs and their events in a database: SQLite by default, PostgreSQL where several replicas share one."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,45 +10,12 @@ from typing import Any
 import sqlalchemy as sql
 from sqlalchemy.exc import IntegrityError
 
-from services.optimization.jobs import Event, Job, Result, State, advance
-
-_META = sql.MetaData()
-_JOBS = sql.Table(
-    "jobs",
-    _META,
-    sql.Column("id", sql.String(64), primary_key=True),
-    sql.Column("request_id", sql.String(64), unique=True, nullable=False),
-    sql.Column("fingerprint", sql.String(64), nullable=False),
-    sql.Column("spec", sql.Text, nullable=False),
-    sql.Column("source", sql.String(128), nullable=False),
-    sql.Column("created", sql.DateTime(timezone=True), nullable=False, index=True),
-    sql.Column("state", sql.String(16), nullable=False, index=True),
-    sql.Column("started", sql.DateTime(timezone=True)),
-    sql.Column("ended", sql.DateTime(timezone=True)),
-    sql.Column("failure_class", sql.String(32), nullable=False),
-    sql.Column("failure_message", sql.Text, nullable=False),
-    sql.Column("report", sql.Text, nullable=False),
-    sql.Column("published", sql.String(128), nullable=False),
-    sql.Column("last_sequence", sql.BigInteger, nullable=False),
-)
-_EVENTS = sql.Table(
-    "events",
-    _META,
-    sql.Column("job_id", sql.String(64), sql.ForeignKey("jobs.id"), primary_key=True),
-    sql.Column("sequence", sql.BigInteger, primary_key=True),
-    sql.Column("time", sql.DateTime(timezone=True), nullable=False),
-    sql.Column("state", sql.String(16), nullable=False),
-    sql.Column("stage", sql.String(128), nullable=False),
-    sql.Column("fraction", sql.Float, nullable=False),
-    sql.Column("message", sql.Text, nullable=False),
-)
-
-
-_WRITES = "hone_writes"  # execution option of connections that change something
-
-
-class UnknownJob(LookupError):
-    """No such job."""
+from services.optimization import ledger, schema
+from services.optimization.jobs import HELD, NO_METRICS, Event, IllegalTransition, Job, Lease, Result, State, Told, advance
+from services.optimization.ledger import WRITES
+from services.optimization.ledger import LeaseLost as LeaseLost
+from services.optimization.ledger import UnknownJob as UnknownJob
+from services.optimization.schema import EVENTS, JOBS
 
 
 class RequestTaken(Exception):
@@ -62,17 +30,52 @@ class Page:
     token: str
 
 
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A waiting job without what it is about, which may be megabytes."""
+
+    id: str
+    created: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A job that a replica runs."""
+
+    lease: Lease
+    state: State
+
+
+Conclude = Callable[[State, str, Result], Job]
+
+
 class JobStore:
-    """Every call is one transaction and blocks: call it off the event loop. Threads and processes may write at once."""
+    """Every call is one transaction and blocks: call it off the event loop. Threads, processes and machines may write at once."""
 
     def __init__(self, url: str) -> None:
-        """`url` as SQLAlchemy reads it. Raises sqlalchemy.exc.SQLAlchemyError where the database cannot be opened."""
-        self._engine = sql.create_engine(url)
-        if self._engine.dialect.name == "sqlite":
+        """`url` as SQLAlchemy reads it.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: the database cannot be opened.
+            NewerSchema: a later version of the service has changed it.
+        """
+        self._engine = sql.create_engine(url, pool_pre_ping=True)  # a server may have been restarted since
+        self._is_sqlite = self._engine.dialect.name == "sqlite"
+        if self._is_sqlite:
             sql.event.listen(self._engine, "connect", _prepare_sqlite)
             sql.event.listen(self._engine, "begin", _begin_sqlite)
-        self._writes = self._engine.execution_options(**{_WRITES: True})
-        _META.create_all(self._writes)
+        self._writes = self._engine.execution_options(**{WRITES: True})
+        try:
+            with self._writes.begin() as connection:
+                schema.prepare(connection)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def open(cls, url: str, folder: Path) -> "JobStore":
+        """The database at `url`, or the embedded one in `folder` where that is empty."""
+        return cls(url) if url else cls.at(folder)
 
     @classmethod
     def at(cls, folder: Path) -> "JobStore":
@@ -80,15 +83,22 @@ class JobStore:
         folder.mkdir(parents=True, exist_ok=True)
         return cls(f"sqlite:///{folder / 'jobs.sqlite'}")
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether replicas on other machines may use the same database."""
+        return not self._is_sqlite
+
     def close(self) -> None:
         self._engine.dispose()
+
+    # Asking for jobs
 
     def create(self, job: Job) -> Job:
         """Keeps a new job, or returns the one that the request made before. Raises RequestTaken."""
         try:
             with self._writes.begin() as connection:
-                connection.execute(_JOBS.insert().values(_row(job)))
-                return self._append(connection, job, job.state.value.lower(), 0.0, "accepted", datetime.now(UTC))
+                connection.execute(JOBS.insert().values(ledger.row_of(job)))
+                return ledger.append(connection, job, Told(job.state.value.lower(), 0.0, "accepted"), datetime.now(UTC))
         except IntegrityError:
             found = self.find_request(job.request_id, job.fingerprint)
             if found is None:
@@ -98,7 +108,7 @@ class JobStore:
     def find_request(self, request_id: str, fingerprint: str) -> Job | None:
         """The job that a request made before. Raises RequestTaken where it asked for something else then."""
         with self._engine.connect() as connection:
-            found = self._one(connection, _JOBS.c.request_id == request_id)
+            found = ledger.find(connection, JOBS.c.request_id == ledger.plain(request_id))
         if found is not None and found.fingerprint != fingerprint:
             raise RequestTaken(f"request_id: {request_id!r} was used for a different job")
         return found
@@ -106,101 +116,161 @@ class JobStore:
     def get(self, job_id: str) -> Job:
         """Raises UnknownJob."""
         with self._engine.connect() as connection:
-            return self._known(connection, job_id)
+            return ledger.known(connection, job_id)
 
     def page(self, size: int, token: str = "", states: Sequence[State] = ()) -> Page:
         """Newest first. `token` is the id that the page before ended with. Raises UnknownJob for a token that is none."""
-        query = _JOBS.select().order_by(_JOBS.c.created.desc(), _JOBS.c.id.desc()).limit(size + 1)
+        query = JOBS.select().order_by(JOBS.c.created.desc(), JOBS.c.id.desc()).limit(size + 1)
         with self._engine.connect() as connection:
             if states:
-                query = query.where(_JOBS.c.state.in_([state.value for state in states]))
+                query = query.where(JOBS.c.state.in_([state.value for state in states]))
             if token:
-                last = self._known(connection, token)
-                query = query.where(sql.tuple_(_JOBS.c.created, _JOBS.c.id) < sql.tuple_(sql.literal(last.created), sql.literal(last.id)))
-            found = [_job(row) for row in connection.execute(query).mappings()]
+                last = ledger.known(connection, token)
+                query = query.where(sql.tuple_(JOBS.c.created, JOBS.c.id) < sql.tuple_(sql.literal(last.created), sql.literal(last.id)))
+            found = [ledger.job_of(row) for row in connection.execute(query).mappings()]
         return Page(tuple(found[:size]), found[size - 1].id if len(found) > size else "")
-
-    def oldest_queued(self) -> Job | None:
-        with self._engine.connect() as connection:
-            query = _JOBS.select().where(_JOBS.c.state == State.QUEUED.value).order_by(_JOBS.c.created, _JOBS.c.id).limit(1)
-            row = connection.execute(query).mappings().first()
-        return _job(row) if row is not None else None
 
     def count(self, state: State) -> int:
         with self._engine.connect() as connection:
-            return int(connection.execute(sql.select(sql.func.count()).where(_JOBS.c.state == state.value)).scalar_one())
+            return int(connection.execute(sql.select(sql.func.count()).where(JOBS.c.state == state.value)).scalar_one())
 
-    def move(self, job_id: str, state: State, message: str, result: Result | None = None) -> Job:
-        """Takes a job to its next state and tells so in an event. Raises UnknownJob, IllegalTransition."""
-        now = datetime.now(UTC)
-        with self._writes.begin() as connection:
-            moved = advance(self._known(connection, job_id), state, now, result)
-            return self._append(connection, moved, state.value.lower(), self._fraction(connection, moved), message, now)
+    # A job's story
 
-    def tell(self, job_id: str, stage: str, fraction: float, message: str) -> Job:
-        """Adds an event; `fraction` never falls below an earlier one. Raises UnknownJob."""
+    def move(self, job_id: str, state: State, message: str, result: Result | None = None, lease: Lease | None = None) -> Job:
+        """Takes a job to its next state and tells so in an event.
+
+        Raises:
+            UnknownJob, IllegalTransition.
+            LeaseLost: it is not held by the lease that is given.
+        """
         with self._writes.begin() as connection:
-            job = self._known(connection, job_id)
-            reached = max(fraction, self._fraction(connection, job))
-            return self._append(connection, job, stage, reached, message, datetime.now(UTC))
+            return ledger.move(connection, ledger.fenced(connection, job_id, lease), state, message, result)
+
+    @contextmanager
+    def concluding(self, lease: Lease) -> Iterator[Conclude]:
+        """Keeps every other replica from the job until the block ends, which is given a function that moves the job.
+
+        For what must not be done twice, such as publishing. A database server locks the one row. SQLite would stop every
+        other writer, so there the lease is checked before the block and again by the move.
+
+        Raises:
+            UnknownJob, LeaseLost.
+            IllegalTransition: it does not run any more, but is being cancelled.
+        """
+        if self._is_sqlite:
+            with self._engine.connect() as connection:
+                self._running(connection, lease)
+            yield lambda state, message, result: self.move(lease.job_id, state, message, result, lease)
+        else:
+            with self._writes.begin() as connection:
+                job = self._running(connection, lease)
+                yield lambda state, message, result: ledger.move(connection, job, state, message, result)
+
+    def _running(self, connection: sql.Connection, lease: Lease) -> Job:
+        job = ledger.fenced(connection, lease.job_id, lease)
+        if job.state is not State.RUNNING:
+            raise IllegalTransition(f"job {job.id} is {job.state}")
+        return job
+
+    def tell(
+        self,
+        job_id: str,
+        stage: str,
+        fraction: float,
+        message: str,
+        step: int = 0,
+        metrics: Mapping[str, float] = NO_METRICS,
+        lease: Lease | None = None,
+    ) -> None:
+        """Adds an event; `fraction` never falls below an earlier one. Raises UnknownJob, LeaseLost."""
+        with self._writes.begin() as connection:
+            job = ledger.fenced(connection, job_id, lease, brief=True)
+            reached = max(fraction, ledger.fraction(connection, job))
+            ledger.append(connection, job, Told(stage, reached, message, step, metrics), datetime.now(UTC))
 
     def events(self, job_id: str, after: int) -> list[Event]:
         """Events after a sequence number, in order."""
-        query = _EVENTS.select().where(_EVENTS.c.job_id == job_id, _EVENTS.c.sequence > after).order_by(_EVENTS.c.sequence)
+        query = EVENTS.select().where(EVENTS.c.job_id == ledger.plain(job_id), EVENTS.c.sequence > after).order_by(EVENTS.c.sequence)
         with self._engine.connect() as connection:
-            return [_event(row) for row in connection.execute(query).mappings()]
+            return [ledger.event_of(row) for row in connection.execute(query).mappings()]
 
-    def _append(self, connection: sql.Connection, job: Job, stage: str, fraction: float, message: str, now: datetime) -> Job:
-        told = replace(job, last_sequence=job.last_sequence + 1)
-        connection.execute(_JOBS.update().where(_JOBS.c.id == job.id).values(_row(told)))
-        event = Event(told.last_sequence, now, told.state, stage[:128], 1.0 if told.has_ended else fraction, message)
-        connection.execute(_EVENTS.insert().values({**asdict(event), "job_id": job.id, "state": event.state.value}))
-        return told
+    def sequences(self, job_ids: Sequence[str]) -> dict[str, int]:
+        """The last event's number of each job that there is."""
+        query = sql.select(JOBS.c.id, JOBS.c.last_sequence).where(JOBS.c.id.in_([ledger.plain(job_id) for job_id in job_ids]))
+        with self._engine.connect() as connection:
+            return {row.id: row.last_sequence for row in connection.execute(query)}
 
-    def _fraction(self, connection: sql.Connection, job: Job) -> float:
-        query = sql.select(_EVENTS.c.fraction).where(_EVENTS.c.job_id == job.id, _EVENTS.c.sequence == job.last_sequence)
-        return float(connection.execute(query).scalar() or 0.0)
+    # Running jobs, by replicas
 
-    def _known(self, connection: sql.Connection, job_id: str) -> Job:
-        found = self._one(connection, _JOBS.c.id == job_id)
-        if found is None:
-            raise UnknownJob(f"no job {job_id[:80]!r}")
-        return found
+    def waiting(self, limit: int = 1000) -> list[Queued]:
+        """The oldest queued jobs, oldest first."""
+        query = sql.select(JOBS.c.id, JOBS.c.created).where(JOBS.c.state == State.QUEUED.value)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(JOBS.c.created, JOBS.c.id).limit(limit))
+            return [Queued(row.id, ledger.aware(row.created)) for row in rows]
 
-    def _one(self, connection: sql.Connection, condition: sql.ColumnElement[bool]) -> Job | None:
-        query = _JOBS.select().where(condition)
-        if connection.get_execution_options().get(_WRITES):
-            query = query.with_for_update()  # where rows are locked; SQLite has locked the whole file
-        row = connection.execute(query).mappings().first()
-        return _job(row) if row is not None else None
+    def claim(self, job_id: str, owner: str, lease_s: float) -> Job | None:
+        """The job, running and held by `owner` now; None where it does not wait any more or another replica is claiming it."""
+        now = datetime.now(UTC)
+        query = JOBS.select().where(JOBS.c.id == job_id, JOBS.c.state == State.QUEUED.value).with_for_update(skip_locked=True)
+        with self._writes.begin() as connection:
+            row = connection.execute(query).mappings().first()
+            if row is None:
+                return None
+            found = ledger.job_of(row)
+            held = replace(advance(found, State.RUNNING, now), owner=owner, attempt=found.attempt + 1)
+            connection.execute(JOBS.update().where(JOBS.c.id == job_id).values(lease_until=self._clock() + lease_s))
+            told = Told("running", ledger.fraction(connection, found), "started")
+            return ledger.rewrite(connection, found, held, told, now)
+
+    def held(self, owner: str) -> list[Held]:
+        """The jobs that a replica holds."""
+        columns = (JOBS.c.id, JOBS.c.attempt, JOBS.c.state)
+        query = sql.select(*columns).where(JOBS.c.owner == owner, JOBS.c.state.in_([state.value for state in HELD]))
+        with self._engine.connect() as connection:
+            return [Held(Lease(row.id, owner, row.attempt), State(row.state)) for row in connection.execute(query)]
+
+    def renew(self, owner: str, lease_s: float) -> None:
+        """Lengthens the leases of all jobs that a replica holds; what `concluding` locks needs none."""
+        mine = sql.select(JOBS.c.id).where(JOBS.c.owner == owner, JOBS.c.state.in_([state.value for state in HELD]))
+        with self._writes.begin() as connection:
+            ids = connection.execute(mine.with_for_update(skip_locked=True)).scalars().all()
+            connection.execute(JOBS.update().where(JOBS.c.id.in_(ids)).values(lease_until=self._clock() + lease_s))
+
+    def take_back_expired(self, spare: str = "") -> list[Job]:
+        """Takes back what no replica renewed in time, except from `spare`, the replica that asks: it knows that it lives."""
+        return self._take_back((JOBS.c.lease_until < self._clock()) & (JOBS.c.owner != sql.literal(spare) if spare else sql.true()))
+
+    def take_back(self, owner: str, spare: Sequence[str] = ()) -> list[Job]:
+        """Takes back what a replica holds but for the jobs of these ids."""
+        return self._take_back((JOBS.c.owner == owner) & JOBS.c.id.not_in(spare))
+
+    def _take_back(self, condition: sql.ColumnElement[bool]) -> list[Job]:
+        """Running jobs wait again, with their finished steps kept; those being cancelled are."""
+        query = JOBS.select().where(JOBS.c.state.in_([state.value for state in HELD]), condition).with_for_update(skip_locked=True)
+        with self._writes.begin() as connection:
+            jobs = [ledger.job_of(row) for row in connection.execute(query).mappings()]
+            return [self._returned(connection, job) for job in jobs]
+
+    def _returned(self, connection: sql.Connection, job: Job) -> Job:
+        if job.state is State.CANCELLING:
+            return ledger.move(connection, job, State.CANCELLED, "cancelled while the service was away")
+        return ledger.move(connection, job, State.QUEUED, "queued again after the service was interrupted")
+
+    def _clock(self) -> sql.ColumnElement[float]:
+        """The database's own, in seconds since 1970: one clock for all replicas."""
+        if self._is_sqlite:
+            return (sql.func.julianday("now") - 2440587.5) * 86400.0
+        return sql.cast(sql.extract("epoch", sql.func.clock_timestamp()), sql.Float(53))
 
 
 def _begin_sqlite(connection: sql.Connection) -> None:
     """A writer locks before it reads: two that read the same row and then wrote would overwrite one another."""
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITES) else "BEGIN")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get(WRITES) else "BEGIN")
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
     """Readers do not wait for the writer; a commit survives a crash of the process and of the machine."""
     connection.isolation_level = None  # or the driver begins transactions by itself, and only at the first write
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
+    for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
-
-
-def _row(job: Job) -> dict[str, Any]:
-    return {**asdict(job), "state": job.state.value}
-
-
-def _job(row: sql.RowMapping) -> Job:
-    fields = dict(row)
-    return Job(**{**fields, "state": State(fields["state"]), **{name: _aware(fields[name]) for name in ("created", "started", "ended")}})
-
-
-def _event(row: sql.RowMapping) -> Event:
-    fields = {name: value for name, value in row.items() if name != "job_id"}
-    return Event(**{**fields, "state": State(fields["state"]), "time": _aware(fields["time"])})
-
-
-def _aware(moment: datetime | None) -> Any:
-    """SQLite forgets the zone; everything was written in UTC."""
-    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment

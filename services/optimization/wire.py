@@ -14,9 +14,11 @@ from pydantic import ValidationError
 
 from services.chassis.faults import InvalidField
 from services.optimization.jobs import Event, Job, State
+from services.optimization.metrics import Metric
+from services.optimization.planning import Estimate, PlannedStep
 from services.optimization.recipe import Gates, Objective
-from services.optimization.report import Candidate, Interval, Measurement, Report
-from services.optimization.spec import Spec
+from services.optimization.report import Candidate, Interval, Measurement, Quality, Report
+from services.optimization.spec import Budget, DataSource, Spec
 from services.optimization.techniques import Technique
 from services.repository.manifest import FileEntry, Format, Manifest, Task, TensorSpec
 from services.repository.references import BadName
@@ -31,8 +33,25 @@ _TASKS = {
     Task.EMBEDDING: models_pb2.TASK_EMBEDDING,
     Task.CLASSIFICATION: models_pb2.TASK_CLASSIFICATION,
     Task.TENSOR: models_pb2.TASK_TENSOR,
+    Task.TOKEN_CLASSIFICATION: models_pb2.TASK_TOKEN_CLASSIFICATION,
+    Task.IMAGE_CLASSIFICATION: models_pb2.TASK_IMAGE_CLASSIFICATION,
+    Task.CAUSAL_LM: models_pb2.TASK_CAUSAL_LM,
 }
-_FORMATS = {Format.HUGGINGFACE: models_pb2.FORMAT_HUGGINGFACE, Format.ONNX: models_pb2.FORMAT_ONNX}
+_FORMATS = {
+    Format.HUGGINGFACE: models_pb2.FORMAT_HUGGINGFACE,
+    Format.ONNX: models_pb2.FORMAT_ONNX,
+    Format.TORCHSCRIPT: models_pb2.FORMAT_TORCHSCRIPT,
+    Format.AOTINDUCTOR: models_pb2.FORMAT_AOTINDUCTOR,
+    Format.OPENVINO: models_pb2.FORMAT_OPENVINO,
+}
+_METRIC_NUMBERS: Mapping[Metric | None, "pb.Metric.ValueType"] = {None: pb.METRIC_UNSPECIFIED} | {
+    Metric.ACCURACY: pb.METRIC_ACCURACY,
+    Metric.MACRO_F1: pb.METRIC_MACRO_F1,
+    Metric.PERPLEXITY: pb.METRIC_PERPLEXITY,
+    Metric.FIDELITY: pb.METRIC_FIDELITY,
+}
+_METRICS = {number: metric for metric, number in _METRIC_NUMBERS.items()}
+DATA_KINDS = ("evaluation", "calibration", "training")
 
 
 def checked(prefix: str, make: Callable[[], T]) -> T:
@@ -60,6 +79,8 @@ def spec_from(message: pb.JobSpec) -> Spec:
     """Raises InvalidField."""
     if message.objective not in _OBJECTIVES:
         raise InvalidField("spec.objective", f"{message.objective} is not an objective")
+    if message.metric not in _METRICS:
+        raise InvalidField("spec.metric", f"{message.metric} is not a metric")
     recipes = [
         {"name": recipe.name, "steps": [_step(step, f"spec.recipes[{i}].steps[{j}]") for j, step in enumerate(recipe.steps)]}
         for i, recipe in enumerate(message.recipes)
@@ -70,8 +91,9 @@ def spec_from(message: pb.JobSpec) -> Spec:
             {
                 "source": message.source,
                 "recipes": recipes,
-                "evaluation_texts": tuple(message.evaluation_texts),
-                "calibration_texts": tuple(message.calibration_texts),
+                **{kind: _data(getattr(message, kind)) for kind in DATA_KINDS},
+                "metric": _METRICS[message.metric],
+                "budget": {name: getattr(message.budget, name) for name in Budget.model_fields},
                 "gates": {name: getattr(message.gates, name) for name in Gates.model_fields if message.gates.HasField(name)},  # type: ignore[arg-type]
                 "objective": _OBJECTIVES[message.objective],
                 "publish": {"name": message.publish.name, "channels": tuple(message.publish.channels)},
@@ -79,6 +101,22 @@ def spec_from(message: pb.JobSpec) -> Spec:
             }
         ),
     )
+
+
+def _data(message: pb.Data) -> dict[str, Any]:
+    return {
+        "dataset": message.dataset,
+        "texts": tuple(message.texts),
+        "labels": tuple(message.labels),
+        "label_column": message.label_column,
+        "max_rows": message.max_rows,
+    }
+
+
+def _data_message(source: DataSource, *, brief: bool) -> pb.Data | None:
+    if not source:
+        return None
+    return pb.Data(**source.model_dump(exclude={"texts", "labels"} if brief else set()))
 
 
 def _step(step: pb.Step, field: str) -> dict[str, Any]:
@@ -128,9 +166,12 @@ def _spec_message(spec: Spec, *, brief: bool) -> pb.JobSpec:
             pb.Recipe(name=recipe.name, steps=[_step_message(step.technique, step.parameters) for step in recipe.steps])
             for recipe in spec.recipes
         ],
-        evaluation_texts=() if brief else spec.evaluation_texts,
-        calibration_texts=() if brief else spec.calibration_texts,
-        gates=pb.Gates(min_fidelity=spec.gates.min_fidelity, min_gain=spec.gates.min_gain, min_examples=spec.gates.min_examples),
+        evaluation=_data_message(spec.evaluation, brief=brief),
+        calibration=_data_message(spec.calibration, brief=brief),
+        training=_data_message(spec.training, brief=brief),
+        metric=_METRIC_NUMBERS[spec.metric],
+        budget=pb.Budget(**spec.budget.model_dump()),
+        gates=pb.Gates(**spec.gates.model_dump()),
         objective=pb.Objective.Value(f"OBJECTIVE_{spec.objective}"),
         publish=pb.Publication(name=spec.publish.name, channels=spec.publish.channels),
         seed=spec.seed,
@@ -147,6 +188,8 @@ def report_message(report: Report) -> pb.Report:
         candidates=[_candidate(candidate) for candidate in report.candidates],
         chosen=report.chosen,
         environment=struct(report.environment),
+        metric=_METRIC_NUMBERS[report.metric],
+        data=struct(report.data),
     )
 
 
@@ -163,6 +206,19 @@ def _candidate(candidate: Candidate) -> pb.Candidate:
         size_ratio=candidate.size_ratio,
         notes=struct(candidate.notes),
         optimization_seconds=candidate.optimization_seconds,
+        qualities=[_quality(quality) for quality in candidate.qualities],
+    )
+
+
+def _quality(quality: Quality) -> pb.Quality:
+    return pb.Quality(
+        metric=_METRIC_NUMBERS[quality.metric],
+        original=_interval(quality.original),
+        candidate=_interval(quality.candidate),
+        difference=_interval(quality.difference),
+        p_value=quality.p_value,
+        test=quality.test,
+        examples=quality.examples,
     )
 
 
@@ -187,6 +243,8 @@ def event_message(event: Event) -> pb.JobEvent:
         stage=event.stage,
         fraction=event.fraction,
         message=event.message,
+        step=event.step,
+        metrics=event.metrics,
     )
 
 
@@ -198,7 +256,31 @@ def technique_message(technique: Technique) -> pb.Technique:
         needs_calibration=technique.needs_calibration,
         hardware_note=technique.hardware_note(),
         source_formats=list(technique.source_formats),
-        target_format=technique.target_format,
+        target_format=technique.target_format or "",
+        family=technique.family,
+        tasks=sorted(technique.tasks),
+        needs_training=technique.needs_training,
+        unavailable=technique.probe(),
+    )
+
+
+def plan_message(estimate: Estimate) -> pb.PlanJobResponse:
+    return pb.PlanJobResponse(
+        recipes=[pb.PlannedRecipe(name=recipe.name, steps=[_planned_step(step) for step in recipe.steps]) for recipe in estimate.recipes],
+        evaluation_seconds=estimate.evaluation_seconds,
+        total_seconds=estimate.total_seconds,
+        warnings=estimate.warnings,
+    )
+
+
+def _planned_step(step: PlannedStep) -> pb.PlannedStep:
+    return pb.PlannedStep(
+        technique=step.technique,
+        parameters=struct(step.parameters),
+        source_format=step.source_format,
+        target_format=step.target_format,
+        estimated_seconds=step.seconds,
+        basis=step.basis,
     )
 
 

@@ -5,21 +5,28 @@ share of the cores at a lower priority, and dies with the service that started i
 """
 
 import ctypes
-import json
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable
+import time
+import traceback
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from services.optimization.execution import Plan, execute
+from pydantic import Field
+
+from services.optimization.execution import Execution, Plan, Progress, execute
+from services.optimization.exhaustion import disk_is_full, memory_is_full
 from services.optimization.failures import FailureClass, OptimizationFailure
 from services.optimization.report import Report
+from services.optimization.telling import Teller
 from services.repository.manifest import Frozen, Signature
 
-TASK, RESULT = "task.json", "result.json"
+TASK, RESULT, CHOSEN = "task.json", "result.json", "chosen"
+DISK_FULL = os.EX_IOERR  # exit status: a result that says so could not be written either
 _PR_SET_PDEATHSIG = 1
 
 
@@ -31,8 +38,10 @@ class Task(Frozen):
     signature: Signature
     scratch: Path
     kept_steps: Path
+    chosen: Path
     cores: tuple[int, ...]
     nice: int
+    deadline_seconds: float = Field(0, ge=0, description="from the worker's start; 0 for none")
 
 
 class Outcome(Frozen):
@@ -45,15 +54,35 @@ class Outcome(Frozen):
     failure_message: str = ""
 
 
-def perform(task: Task, progress: Callable[[str, float, str], None]) -> Outcome:
+def perform(task: Task, progress: Progress) -> Outcome:
     """Runs the job; a failure whose text is fit for the caller becomes an outcome. Raises everything else."""
+    deadline = time.monotonic() + task.deadline_seconds if task.deadline_seconds else None
     try:
-        execution = execute(task.plan, task.original, task.signature, task.scratch, task.kept_steps, progress)
+        execution = execute(task.plan, task.original, task.signature, task.scratch, task.kept_steps, progress, deadline)
+        return _outcome(execution, task.chosen)
     except OptimizationFailure as failure:
         return Outcome(failure_class=failure.failure_class, failure_message=str(failure))
-    except MemoryError:
+    except Exception as error:
+        if not memory_is_full(error):
+            raise
+        traceback.print_exc()
         return Outcome(failure_class=FailureClass.OUT_OF_MEMORY, failure_message="the job asked for more memory than there is")
-    return Outcome(report=execution.report, chosen_folder=execution.chosen_folder, chosen_signature=execution.chosen_signature)
+
+
+def _outcome(execution: Execution, chosen: Path) -> Outcome:
+    """With the chosen model at a place of the job's own: another job's tidying may remove the kept step as soon as this process ends."""
+    if execution.chosen_folder is None:
+        return Outcome(report=execution.report)
+    shutil.copytree(execution.chosen_folder, chosen, copy_function=_link)
+    return Outcome(report=execution.report, chosen_folder=chosen, chosen_signature=execution.chosen_signature)
+
+
+def _link(source: str, target: str) -> None:
+    """A second name costs no space; where the file system has none, a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def take_share(cores: Iterable[int], nice: int) -> None:
@@ -84,14 +113,18 @@ def _main(folder: Path, service_pid: int) -> None:
     events = _private_stdout()
     task = Task.model_validate_json((folder / TASK).read_bytes())
     take_share(task.cores, task.nice)
-
-    def tell(stage: str, fraction: float, message: str) -> None:
-        print(json.dumps({"stage": stage, "fraction": fraction, "message": message}), file=events, flush=True)
-
-    outcome = perform(task, tell)
-    staged = folder / f"{RESULT}.part"
-    staged.write_text(outcome.model_dump_json())
-    staged.replace(folder / RESULT)
+    teller = Teller(events)
+    try:
+        outcome = perform(task, teller)
+        teller.close()
+        staged = folder / f"{RESULT}.part"
+        staged.write_text(outcome.model_dump_json())
+        staged.replace(folder / RESULT)
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        traceback.print_exc()
+        raise SystemExit(DISK_FULL) from error
 
 
 if __name__ == "__main__":

@@ -19,6 +19,17 @@ class Task(StrEnum):
     EMBEDDING = "embedding"
     CLASSIFICATION = "classification"
     TENSOR = "tensor"
+    TOKEN_CLASSIFICATION = "token_classification"
+    IMAGE_CLASSIFICATION = "image_classification"
+    CAUSAL_LM = "causal_lm"
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether its inputs are token ids, [rows, tokens]."""
+        return self in _TEXT_TASKS
+
+
+_TEXT_TASKS = frozenset({Task.EMBEDDING, Task.CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.CAUSAL_LM})
 
 
 class Format(StrEnum):
@@ -26,6 +37,14 @@ class Format(StrEnum):
 
     HUGGINGFACE = "huggingface"  # config.json + model.safetensors (+ tokenizer.json)
     ONNX = "onnx"  # model.onnx in one file (+ tokenizer.json)
+    # Programs: made by our own jobs alone and known by digest; an uploaded one is refused.
+    TORCHSCRIPT = "torchscript"  # model.ts
+    AOTINDUCTOR = "aotinductor"  # model.pt2
+    OPENVINO = "openvino"  # model.xml + model.bin
+
+    @property
+    def is_program(self) -> bool:
+        return self in (Format.TORCHSCRIPT, Format.AOTINDUCTOR, Format.OPENVINO)
 
 
 class Pooling(StrEnum):
@@ -58,7 +77,9 @@ class Signature(Frozen):
     """Everything besides the files that changes a model's answers.
 
     Text models take `input_ids` and `attention_mask`, INT64 [rows, tokens] (and `token_type_ids` where `inputs` says so),
-    and answer `embedding` FP32 [rows, dimensions], pooled and normalized inside the model, or `logits` FP32 [rows, labels].
+    image models `pixel_values` FP32 [rows, channels, height, width]. They answer one output: `embedding` FP32
+    [rows, dimensions], pooled and normalized inside the model, or `logits` FP32: [rows, labels] of a classification,
+    [rows, tokens, labels] of a token classification, [rows, tokens, vocabulary] of a causal language model.
     """
 
     task: Task

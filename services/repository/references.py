@@ -39,10 +39,10 @@ def parse(text: str) -> Reference:
     return Reference(name, channel=DEFAULT_CHANNEL)
 
 
-def check_name(name: str) -> str:
+def check_name(name: str, noun: str = "model") -> str:
     """Returns `name` unchanged. Raises BadName."""
     if not NAME.fullmatch(name):
-        raise BadName(f"model name {name[:80]!r} must be 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit")
+        raise BadName(f"{noun} name {name[:80]!r} must be 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit")
     return name
 
 

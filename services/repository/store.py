@@ -3,22 +3,19 @@
 import hashlib
 import os
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from services.repository import manifest as manifests
-from services.repository.atomic import locked, replace_file, sync_folder, sync_tree
 from services.repository.channels import Channels
 from services.repository.manifest import FileEntry, Manifest, Signature
-from services.repository.references import NAME, BadName, Reference, check_channel, check_name, check_path, parse
+from services.repository.references import BadName, Reference, check_channel, check_name, check_path, parse
+from services.repository.versions import Damaged as Damaged
+from services.repository.versions import Versions
 
 CHUNK_BYTES = 1 << 20
 
@@ -29,10 +26,6 @@ class UnknownModel(LookupError):
 
 class InUse(Exception):
     """A channel points at the version."""
-
-
-class Damaged(Exception):
-    """A sealed version's files are not what its manifest says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,35 +56,25 @@ class Repository:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        self._models = self.root / "models"
         self._staging = self.root / "staging"
-        self._read = lru_cache(maxsize=4096)(Manifest.read)  # sealed means never edited, so a manifest is read once
+        self._versions = Versions(self.root / "models", self._staging, "model", Manifest.read, UnknownModel)
 
     # Reading
 
     def names(self) -> list[str]:
         """Models that have a version, sorted."""
-        return [name for name in self._folders() if self.versions(name)]
+        return self._versions.names()
 
     def versions(self, name: str) -> list[int]:
         """Sealed versions of a model, ascending; empty for an unknown one."""
-        folder = self._models / check_name(name)
-        return sorted(int(path.name) for path in folder.glob("[1-9]*") if path.name.isdigit()) if folder.is_dir() else []
+        return self._versions.numbers(name)
 
     def manifest(self, name: str, version: int) -> Manifest:
         """Raises UnknownModel, or Damaged where the manifest cannot be read."""
-        folder = self.folder(name, version)
-        if not folder.is_dir():  # another process may have deleted what this one has read
-            raise UnknownModel(self._unknown(name, version))
-        try:
-            return self._read(folder)
-        except FileNotFoundError:
-            raise UnknownModel(self._unknown(name, version)) from None
-        except ValidationError as error:
-            raise Damaged(f"{name}@{version}: manifest.json does not parse: {error}") from error
+        return self._versions.manifest(name, version)
 
     def folder(self, name: str, version: int) -> Path:
-        return self._models / check_name(name) / str(version)
+        return self._versions.folder(name, version)
 
     def channels(self, name: str) -> dict[str, int]:
         """Channel to version."""
@@ -113,26 +96,13 @@ class Repository:
 
     def verify(self, name: str, version: int) -> None:
         """Reads every file of a version against its digest. Raises UnknownModel, Damaged."""
-        folder = self.folder(name, version)
-        for entry in self.manifest(name, version).files:
-            try:
-                found = file_entry(folder, folder / check_path(entry.path))
-            except FileNotFoundError:
-                raise Damaged(f"{name}@{version}: {entry.path} is missing") from None
-            if found != entry:
-                raise Damaged(f"{name}@{version}: {entry.path} has digest {found.sha256}, its manifest says {entry.sha256}")
+        check_files(self.folder(name, version), self.manifest(name, version).files, f"{name}@{version}")
 
     # Writing
 
-    @contextmanager
-    def staging(self) -> Iterator[Path]:
+    def staging(self) -> AbstractContextManager[Path]:
         """An empty folder to build a version in, on the same disk; what was not sealed is removed at the end."""
-        folder = self._staging / uuid.uuid4().hex
-        folder.mkdir(parents=True)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        return self._versions.staged()
 
     def sweep(self) -> None:
         """Removes what a killed process left in staging. For the one writing process, at its start."""
@@ -145,21 +115,14 @@ class Repository:
             BadName: the name, or a file's path, breaks its rule.
             OSError: the disk is full or fails; nothing is visible then.
         """
-        home = self._models / check_name(name)
-        home.mkdir(parents=True, exist_ok=True)
+        check_name(name)
         files = tuple(file_entry(staged, path) for path in _plain_files(staged))
-        sync_tree(staged)  # before the lock: the weights take longest
-        with locked(home):
-            sealed = self._manifest(name, self._next_version(home), signature, files, origin)
-            replace_file(staged / manifests.FILE_NAME, sealed.model_dump_json(indent=1).encode())
-            staged.rename(home / str(sealed.version))
-            sync_folder(home)
-        return sealed
+        return self._versions.seal(staged, name, lambda version: self._manifest(name, version, signature, files, origin))
 
     def set_channel(self, name: str, channel: str, version: int) -> Manifest:
         """Points a channel at a version. Raises BadName, UnknownModel."""
         check_channel(channel)
-        with self._changing(name):
+        with self._versions.changing(name):
             found = self.manifest(name, version)
             self._channels(name).point(channel, version)
         return found
@@ -167,52 +130,27 @@ class Repository:
     def roll_back(self, name: str, channel: str) -> Manifest:
         """Points a channel at the version before. Raises BadName, UnknownModel, NoEarlierVersion."""
         wanted = Reference(check_name(name), channel=check_channel(channel))
-        with self._changing(name):
+        with self._versions.changing(name):
             self.resolve(wanted)
             return self.manifest(name, self._channels(name).roll_back(channel))
 
     def delete(self, name: str, version: int) -> None:
         """Removes a version; its number is never given again. Raises UnknownModel, InUse."""
-        with self.staging() as grave, self._changing(name):
-            self.manifest(name, version)
-            users = [channel for channel, at in self.channels(name).items() if at == version]
-            if users:
-                raise InUse(f"{name}@{version} is what channel {', '.join(users)} points at")
-            # In this order: killed in between, no number is given twice and no channel rolls back to what is gone.
-            replace_file(self._models / name / "deleted" / str(version), b"")
-            self._channels(name).forget(version)
-            self.folder(name, version).rename(grave / "version")
-        self._read.cache_clear()
+        self._versions.delete(name, version, release=lambda: self._release(name, version))
+
+    def _release(self, name: str, version: int) -> None:
+        """Drops a version from the channels' histories. Raises InUse."""
+        users = [channel for channel, at in self.channels(name).items() if at == version]
+        if users:
+            raise InUse(f"{name}@{version} is what channel {', '.join(users)} points at")
+        self._channels(name).forget(version)
 
     def find(self, name: str, *, upload_id: str = "", job: str = "") -> Manifest | None:
         """The version that an upload or a job made, if it did."""
-        for version in reversed(self.versions(name)):
-            found = self.manifest(name, version)
-            if (upload_id and found.upload_id == upload_id) or (job and found.job == job):
-                return found
-        return None
-
-    @contextmanager
-    def _changing(self, name: str) -> Iterator[None]:
-        """One change at a time to a model's channels and versions. Raises BadName, UnknownModel."""
-        home = self._models / check_name(name)
-        if not home.is_dir():
-            raise UnknownModel(f"no model {name!r}")
-        with locked(home):
-            yield
-
-    def _folders(self) -> list[str]:
-        if not self._models.is_dir():
-            return []
-        return sorted(path.name for path in self._models.iterdir() if NAME.fullmatch(path.name))
+        return self._versions.newest(name, lambda found: bool((upload_id and found.upload_id == upload_id) or (job and found.job == job)))
 
     def _channels(self, name: str) -> Channels:
-        return Channels(self._models / check_name(name) / "channels")
-
-    def _next_version(self, home: Path) -> int:
-        deleted = home / "deleted"
-        taken = [path.name for folder in (home, deleted) if folder.is_dir() for path in folder.iterdir()]
-        return 1 + max((int(text) for text in taken if text.isdigit()), default=0)
+        return Channels(self._versions.home(name) / "channels")
 
     def _manifest(self, name: str, version: int, signature: Signature, files: tuple[FileEntry, ...], origin: Origin) -> Manifest:
         return Manifest(
@@ -228,17 +166,22 @@ class Repository:
             report=origin.report or {},
         )
 
-    def _unknown(self, name: str, version: int) -> str:
-        versions = self.versions(name)
-        if not versions:
-            return f"no model {name!r}"
-        return f"no version {version} of model {name!r}; there are {', '.join(map(str, versions))}"
-
     def _unknown_channel(self, wanted: Reference) -> str:
         if not self.versions(wanted.name):
             return f"no model {wanted.name!r}"
         channels = self.channels(wanted.name)
         return f"model {wanted.name!r} has no channel {wanted.channel!r}; there are: {', '.join(channels) or 'none'}"
+
+
+def check_files(folder: Path, entries: Iterable[FileEntry], reference: str) -> None:
+    """Reads every file below `folder` against its digest. Raises Damaged."""
+    for entry in entries:
+        try:
+            found = file_entry(folder, folder / check_path(entry.path))
+        except FileNotFoundError:
+            raise Damaged(f"{reference}: {entry.path} is missing") from None
+        if found != entry:
+            raise Damaged(f"{reference}: {entry.path} has digest {found.sha256}, its manifest says {entry.sha256}")
 
 
 def file_entry(folder: Path, path: Path) -> FileEntry:

@@ -46,11 +46,12 @@ class UploadLimits:
 
 
 class Uploads:
-    """Every upload under `root/ID/`: `header.json` and `files/`."""
+    """Every upload under `root/ID/`: `header.json` and `files/`. `field` is where a request names its files, for faults."""
 
-    def __init__(self, root: Path, limits: UploadLimits) -> None:
+    def __init__(self, root: Path, limits: UploadLimits, field: str = "header.files") -> None:
         self._root = root
         self._limits = limits
+        self._field = field
 
     def begin(self, upload_id: str, name: str, files: Sequence[FileEntry]) -> "Upload":
         """Opens a new upload, or an unfinished one again. Raises BadUpload, UploadTooLarge."""
@@ -63,7 +64,7 @@ class Uploads:
         if known is None:
             replace_file(folder / "header.json", header.model_dump_json().encode())
         (folder / "files").mkdir(exist_ok=True)
-        return Upload(folder / "files", {entry.path: entry for entry in files})
+        return Upload(folder / "files", {entry.path: entry for entry in files}, self._field)
 
     def received_bytes(self, upload_id: str) -> dict[str, int]:
         """For each file begun, its bytes so far. Raises UnknownUpload, BadUpload."""
@@ -97,18 +98,18 @@ class Uploads:
 
     def _check(self, files: Sequence[FileEntry]) -> None:
         if not 0 < len(files) <= self._limits.max_files:
-            raise BadUpload("header.files", f"must be 1 to {self._limits.max_files} files, not {len(files)}")
-        _check_paths([entry.path for entry in files])
+            raise BadUpload(self._field, f"must be 1 to {self._limits.max_files} files, not {len(files)}")
+        _check_paths([entry.path for entry in files], self._field)
         total = sum(entry.size_bytes for entry in files)
         if total > self._limits.max_bytes:
-            raise UploadTooLarge(f"header.files: {total} bytes are over the limit of {self._limits.max_bytes}")
+            raise UploadTooLarge(f"{self._field}: {total} bytes are over the limit of {self._limits.max_bytes}")
 
 
-def _check_paths(paths: Sequence[str]) -> None:
+def _check_paths(paths: Sequence[str], files_field: str) -> None:
     """Raises BadUpload."""
     counts = Counter(paths)
     for index, path in enumerate(paths):
-        field = f"header.files[{index}].path"
+        field = f"{files_field}[{index}].path"
         try:
             check_path(path)
         except BadName as error:
@@ -122,9 +123,10 @@ def _check_paths(paths: Sequence[str]) -> None:
 class Upload:
     """An upload being received. Not for two writers at once."""
 
-    def __init__(self, folder: Path, entries: dict[str, FileEntry]) -> None:
+    def __init__(self, folder: Path, entries: dict[str, FileEntry], field: str) -> None:
         self._folder = folder
         self._entries = entries
+        self._field = field
 
     def write(self, path: str, offset: int, data: bytes) -> None:
         """Appends a chunk; repeating bytes that have arrived already is allowed. Raises BadUpload, OSError."""
@@ -160,5 +162,5 @@ class Upload:
             found = file_entry(self._folder, self._folder / path)
             if found.sha256 != entry.sha256:
                 (self._folder / path).unlink()  # resuming on top of wrong bytes could never succeed
-                raise BadUpload("header.files", f"{path}: digest is {found.sha256}, the header says {entry.sha256}")
+                raise BadUpload(self._field, f"{path}: digest is {found.sha256}, the header says {entry.sha256}")
         return self._folder

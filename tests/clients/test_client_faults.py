@@ -17,7 +17,7 @@ import pytest
 from hone.channel import SAFE
 from hone.inference.v1 import inference_pb2
 from hone.optimization.v1 import jobs_pb2
-from hone.repository.v1 import models_pb2
+from hone.repository.v1 import datasets_pb2, models_pb2
 
 UNAVAILABLE, EXHAUSTED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED
 Behaviour = Callable[[Any, grpc.ServicerContext], Any]
@@ -135,7 +135,7 @@ def test_safe_methods_exist() -> None:
 
     found = {
         service.full_name: {method.name for method in service.methods}
-        for module in (cache_pb2, inference_pb2, jobs_pb2, models_pb2)
+        for module in (cache_pb2, datasets_pb2, inference_pb2, jobs_pb2, models_pb2)
         for service in module.DESCRIPTOR.services_by_name.values()
     }
     assert all(set(methods) <= found[service] for service, methods in SAFE.items())

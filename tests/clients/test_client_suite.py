@@ -121,7 +121,7 @@ async def test_a_folder_that_is_none(client: Any, tmp_path: Path) -> None:
 
 async def test_jobs(client: Any) -> None:
     assert "dynamic_int8" in {technique.name for technique in await client.jobs.techniques()}
-    spec = job_spec("minilm", evaluation_texts=TEXTS, channels=["none-of-it"])
+    spec = job_spec("minilm", evaluation=TEXTS, channels=["none-of-it"])
     job = await client.jobs.create(spec, request_id=f"{type(client).__name__}-1")
     assert (await client.jobs.create(spec, request_id=f"{type(client).__name__}-1")).id == job.id
     await client.jobs.cancel(job.id)

@@ -46,7 +46,7 @@ def client(project: ComposeProject) -> Iterator[hone.Client]:
 def job(client: hone.Client) -> jobs_pb2.Job:
     """A finished job that exported MiniLM to ONNX and published it as the canary."""
     texts = sentences(150, seed=7)
-    spec = job_spec("minilm", recipes={"onnx": ["export_onnx"]}, evaluation_texts=texts, min_gain=0, channels=["canary"])
+    spec = job_spec("minilm", recipes={"onnx": ["export_onnx"]}, evaluation=texts, min_gain=0, channels=["canary"])
     return client.jobs.wait(client.jobs.create(spec).id)
 
 

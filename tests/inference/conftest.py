@@ -21,9 +21,9 @@ from services.inference.models import Models
 from services.inference.servicer import NAME, InferenceServicer
 from services.inference.settings import InferenceSettings
 from services.inference.statistics import Metrics
-from services.optimization.techniques import Context, find
 from services.repository.manifest import Format, Manifest, Signature, Task, TensorSpec
 from services.repository.store import Origin, Repository
+from tests.applied import apply
 from tests.models import classifier, classifier_signature, minilm_signature, shallow_minilm
 
 PLAIN = Signature(
@@ -53,11 +53,8 @@ def plain_model(folder: Path) -> Path:
 
 def exported(source: Path, folder: Path) -> tuple[Path, Signature]:
     """MiniLM's folder as one ONNX file in fp32."""
-    technique, target, scratch = find("export_onnx"), folder / "target", folder / "scratch"
-    target.mkdir(parents=True)
-    scratch.mkdir()
-    context = Context(source, minilm_signature(), target, scratch, technique.parameters(), (), 0, 1, lambda share, message: None)
-    return target, technique.apply(context).signature
+    target, outcome = apply("export_onnx", source, minilm_signature(), folder)
+    return target, outcome.signature
 
 
 @dataclass(frozen=True)
@@ -80,11 +77,13 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     return Sources(one, two, *exported(two, root / "onnx"), topics, plain_model(root / "plain"))
 
 
-def seal(repository: Repository, folder: Path, name: str, signature: Signature, channel: str = "") -> Manifest:
+def seal(
+    repository: Repository, folder: Path, name: str, signature: Signature, channel: str = "", origin: Origin | None = None
+) -> Manifest:
     """A new version of `name` with the folder's files, and `channel` pointing at it."""
     with repository.staging() as staged:
         shutil.copytree(folder, staged, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
-        sealed = repository.seal(staged, name, signature, Origin())
+        sealed = repository.seal(staged, name, signature, origin or Origin())
     if channel:
         repository.set_channel(name, channel, sealed.version)
     return sealed

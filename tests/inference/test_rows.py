@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.backends.datatypes import DATATYPES, datatype_of
 from services.chassis.faults import InvalidField
-from services.inference.rows import DATATYPES, datatype_of, tensor_rows
+from services.inference.rows import tensor_rows
 from services.repository.manifest import Format, Signature, Task, TensorSpec
 from tests.models import minilm_signature
 

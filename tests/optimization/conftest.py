@@ -18,6 +18,9 @@ from services.optimization.settings import OptimizationSettings
 from services.optimization.store import JobStore
 from services.repository.store import Repository
 from services.repository.uploads import UploadLimits, Uploads
+from tests.optimization.databases import database, postgres
+
+__all__ = ["database", "postgres"]  # fixtures
 
 MAX_QUEUED = 3
 MAX_UPLOAD_BYTES = 1 << 20

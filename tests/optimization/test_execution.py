@@ -1,17 +1,24 @@
 """Whole executions on a real model with one layer; nothing here depends on which candidate is faster."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import pytest
-from pydantic import ValidationError
 
-from benchmarks.sentences import sentences
+from benchmarks.sentences import labelled_sentences, sentences
 from services import backends
+from services.optimization.data import Data
 from services.optimization.execution import Execution, Plan, execute
-from services.optimization.failures import NotEnoughData
+from services.optimization.failures import BudgetExceeded, NotEnoughData
 from services.optimization.inspection import inspect_folder
+from services.optimization.metrics import Metric
 from services.optimization.recipe import Gates, Objective, Recipe, Step
 from services.optimization.report import Report, Verdict
+from services.optimization.spec import DataSource
+from services.repository.dataset_manifest import DatasetFormat
 from services.repository.manifest import Format, Signature, Task, TensorSpec
 from tests.models import classifier, classifier_signature, minilm_signature, shallow_minilm
 
@@ -20,11 +27,19 @@ EXPORT = Step(technique="export_onnx")
 INT8 = Step(technique="dynamic_int8")
 
 
+def ignore(*_: Any, **__: Any) -> None:
+    pass
+
+
+def of_texts(texts: Sequence[str], labels: Sequence[str] = ()) -> Data:
+    return Data(source=DataSource(texts=tuple(texts), labels=tuple(labels)))
+
+
 def plan(*recipes: Recipe, **changes: object) -> Plan:
     fields = {
         "recipes": recipes,
-        "evaluation_texts": TEXTS[:40],
-        "calibration_texts": TEXTS[40:],
+        "evaluation": of_texts(TEXTS[:40]),
+        "calibration": of_texts(TEXTS[40:]),
         "gates": Gates(min_fidelity=0.9, min_gain=0, min_examples=40),
         "objective": Objective.SIZE,
         "evaluation_seconds": 1.0,
@@ -41,10 +56,10 @@ class Job:
         self.told: list[tuple[str, float, str]] = []
         (root / "scratch").mkdir()
 
-    def run(self, plan: Plan) -> Execution:
+    def run(self, plan: Plan, deadline: float | None = None) -> Execution:
         self.told.clear()
-        tell = lambda *event: self.told.append(event)  # noqa: E731
-        return execute(plan, self.original, minilm_signature(), self.root / "scratch", self.root / "kept", tell)
+        tell = lambda *event, **_: self.told.append(event)  # noqa: E731
+        return execute(plan, self.original, minilm_signature(), self.root / "scratch", self.root / "kept", tell, deadline)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +126,7 @@ def second(job: Job, done: Execution) -> Execution:
     """After `done`, with other calibration texts, too few of them, and a gate that INT8 cannot hold."""
     unsearched = Step(technique="dynamic_int8", parameters={"target_fidelity": None})
     recipes = (Recipe(name="few", steps=(EXPORT, INT8)), Recipe(name="unsearched", steps=(EXPORT, unsearched)))
-    return job.run(plan(*recipes, calibration_texts=TEXTS[-3:], gates=Gates(min_fidelity=1.0, min_examples=40)))
+    return job.run(plan(*recipes, calibration=of_texts(TEXTS[-3:]), gates=Gates(min_fidelity=1.0, min_examples=40)))
 
 
 def test_a_later_job_reuses_what_does_not_depend_on_its_texts(job: Job, second: Execution) -> None:
@@ -125,7 +140,7 @@ def test_a_later_job_reuses_what_does_not_depend_on_its_texts(job: Job, second: 
 def test_an_infeasible_recipe_leaves_the_others_their_chance(second: Execution) -> None:
     few, unsearched = second.report.candidates
     assert few.verdict is Verdict.INFEASIBLE
-    assert "3 calibration texts" in few.reason
+    assert "3 calibration examples" in few.reason
     assert few.measurement is None
     assert unsearched.measurement is not None
     assert unsearched.notes["steps"][-1]["excluded"] == []
@@ -147,7 +162,7 @@ def test_classifier_by_agreement(tmp_path: Path) -> None:
         classifier_signature(),
         tmp_path / "scratch",
         tmp_path / "kept",
-        lambda stage, *_: told.append(stage),
+        lambda stage, *_, **__: told.append(stage),
     )
     [candidate] = found.report.candidates
     assert candidate.verdict is Verdict.ACCEPT
@@ -159,20 +174,72 @@ def test_classifier_by_agreement(tmp_path: Path) -> None:
     assert found.chosen_signature.dtype == "bfloat16"
 
 
-def test_tensor_models_are_told_to_be_infeasible(tmp_path: Path) -> None:
-    spec = TensorSpec(name="x", datatype="FP32", shape=(-1, 3))
-    signature = Signature(task=Task.TENSOR, format=Format.ONNX, inputs=(spec,), outputs=(spec,))
-    found = execute(plan(Recipe(name="int8", steps=(INT8,))), tmp_path, signature, tmp_path, tmp_path / "kept", lambda *_: None)
-    assert [candidate.verdict for candidate in found.report.candidates] == [Verdict.INFEASIBLE]
-    assert "texts" in found.report.candidates[0].reason
+def test_a_labelled_classifier_by_its_accuracy(tmp_path: Path) -> None:
+    original = classifier(tmp_path / "classifier", layers=1)
+    (tmp_path / "scratch").mkdir()
+    pairs = labelled_sentences(300, seed=3)[-60:]
+    labelled = of_texts([text for text, _ in pairs], [label for _, label in pairs])
+    held = plan(
+        Recipe(name="onnx", steps=(EXPORT,)),
+        evaluation=labelled,
+        calibration=Data(),
+        gates=Gates(max_loss=0.2, min_gain=0, min_examples=60),
+    )
+    found = execute(held, original, classifier_signature(), tmp_path / "scratch", tmp_path / "kept", ignore)
+    [candidate] = found.report.candidates
+    assert found.report.metric is Metric.ACCURACY
+    assert found.report.data["evaluation"]["labelled"]
+    assert candidate.verdict is Verdict.ACCEPT
+    assert [quality.metric for quality in candidate.qualities] == [Metric.ACCURACY, Metric.MACRO_F1]
+    assert candidate.qualities[0].difference.estimate == 0
+    assert candidate.qualities[0].original.estimate > 0.4
+
+
+def test_a_tensor_model_on_arrays(tmp_path: Path) -> None:
+    signature = tensor_model(tmp_path)
+    (tmp_path / "scratch").mkdir()
+    values = np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)
+    np.savez(tmp_path / "rows.npz", x=values)
+    rows = Data(source=DataSource(dataset="rows@1"), path=tmp_path / "rows.npz", format=DatasetFormat.NPZ)
+    quantize = Step(technique="dynamic_int8", parameters={"target_fidelity": None})
+    held = plan(Recipe(name="int8", steps=(quantize,)), evaluation=rows, calibration=Data())
+    found = execute(held, tmp_path / "model", signature, tmp_path / "scratch", tmp_path / "kept", ignore)
+    [candidate] = found.report.candidates
+    assert candidate.fidelity is not None
+    assert 0.9 < candidate.fidelity.estimate < 1
+    assert [(w.batch_rows, w.tokens) for w in found.report.original.workloads] == [(1, 0), (8, 0), (32, 0)]
+
+
+def tensor_model(root: Path) -> Signature:
+    """One weight product of a 16-wide row; its signature."""
+    weight = onnx.numpy_helper.from_array(np.random.default_rng(1).normal(size=(16, 8)).astype(np.float32), "w")
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", size]) for name, size in (("x", 16), ("y", 8)))
+    graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["x", "w"], ["y"], name="product")], "g", [x], [y], [weight])
+    (root / "model").mkdir()
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9), root / "model" / "model.onnx")
+    specs = [TensorSpec(name=name, datatype="FP32", shape=(-1, size)) for name, size in (("x", 16), ("y", 8))]
+    return Signature(task=Task.TENSOR, format=Format.ONNX, inputs=(specs[0],), outputs=(specs[1],))
 
 
 def test_nothing_is_published_unmeasured(tmp_path: Path) -> None:
-    nothing = plan(Recipe(name="onnx", steps=(EXPORT,)), evaluation_texts=())
-    with pytest.raises(NotEnoughData, match="evaluation_texts"):
-        execute(nothing, tmp_path, minilm_signature(), tmp_path, tmp_path / "kept", lambda *_: None)
+    nothing = plan(Recipe(name="onnx", steps=(EXPORT,)), evaluation=Data())
+    with pytest.raises(NotEnoughData, match="evaluation"):
+        execute(nothing, tmp_path, minilm_signature(), tmp_path, tmp_path / "kept", ignore)
 
 
-def test_calibration_and_evaluation_are_disjoint() -> None:
-    with pytest.raises(ValidationError, match=r"evaluation_texts\[0\]: the same text as calibration_texts\[1\]"):
-        plan(Recipe(name="onnx", steps=(EXPORT,)), calibration_texts=("b", "a"), evaluation_texts=("a",))
+def test_calibration_and_evaluation_are_disjoint(tmp_path: Path) -> None:
+    shared = plan(Recipe(name="onnx", steps=(EXPORT,)), calibration=of_texts(["b", "a"]), evaluation=of_texts(["a"]))
+    with pytest.raises(NotEnoughData, match=r"calibration: .*'a'"):
+        execute(shared, tmp_path, minilm_signature(), tmp_path, tmp_path / "kept", ignore)
+
+
+def test_a_job_whose_time_is_over_measures_what_it_made(job: Job, done: Execution) -> None:
+    """The kept export takes no time, so it is there; what would have to be made is not."""
+    fresh = Step(technique="export_onnx", parameters={"opset": 16})
+    recipes = (Recipe(name="kept", steps=(EXPORT,)), Recipe(name="fresh", steps=(fresh,)))
+    with pytest.raises(BudgetExceeded):
+        job.run(plan(*recipes[1:]), deadline=0.0)
+    told = job.run(plan(*recipes, evaluation_seconds=0.5), deadline=0.0)
+    kept, late = told.report.candidates
+    assert (kept.verdict, late.verdict) == (Verdict.ACCEPT, Verdict.INFEASIBLE)
+    assert "time was over" in late.reason

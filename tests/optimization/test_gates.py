@@ -2,9 +2,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.optimization.gates import choose, judge
+from services.optimization.gates import Evidence, Judgement, choose, judge
+from services.optimization.metrics import Metric
 from services.optimization.recipe import Gates, Objective, Step
-from services.optimization.report import Candidate, Interval, Measurement, Verdict, WorkloadResult
+from services.optimization.report import Candidate, Interval, Measurement, Quality, Verdict, WorkloadResult
 
 GATES = Gates(min_fidelity=0.99, min_gain=1.05, min_examples=100)
 
@@ -14,6 +15,26 @@ def interval(low: float, high: float) -> Interval:
 
 
 GOOD, FAST = interval(0.995, 0.997), interval(1.4, 1.6)
+SHARE = interval(0.8, 0.9)
+
+
+def judged(
+    fidelity: Interval = GOOD,
+    examples: int = 200,
+    speedup: Interval = FAST,
+    size_ratio: float = 2.0,
+    gates: Gates = GATES,
+    objective: Objective = Objective.THROUGHPUT,
+    **more: object,
+) -> Judgement:
+    evidence = {"fidelity": fidelity, "examples": examples, "speedup": speedup, "size_ratio": size_ratio} | more
+    return judge(Evidence(**evidence), gates, objective)  # type: ignore[arg-type]
+
+
+def quality(low: float, high: float, metric: Metric = Metric.ACCURACY) -> Quality:
+    """One whose difference lies between `low` and `high`."""
+    difference = interval(low, high)
+    return Quality(metric=metric, original=SHARE, candidate=SHARE, difference=difference, p_value=0.5, test="t", examples=200)
 
 
 @pytest.mark.parametrize(
@@ -30,29 +51,64 @@ GOOD, FAST = interval(0.995, 0.997), interval(1.4, 1.6)
     ],
 )
 def test_verdict(fidelity: Interval, examples: int, speedup: Interval, verdict: Verdict) -> None:
-    assert judge(fidelity, examples, speedup, 2.0, GATES, Objective.THROUGHPUT).verdict is verdict
+    assert judged(fidelity, examples, speedup).verdict is verdict
 
 
 def test_reason_tells_the_figures_that_decided() -> None:
-    reason = judge(GOOD, 200, interval(0.6, 0.8), 2.0, GATES, Objective.THROUGHPUT).reason
+    reason = judged(speedup=interval(0.6, 0.8)).reason
     assert "0.70" in reason
     assert "0.60 to 0.80" in reason
     assert "1.05" in reason
 
 
 def test_size_objective_gains_by_size() -> None:
-    assert judge(GOOD, 200, interval(0.2, 0.3), 2.0, GATES, Objective.SIZE).verdict is Verdict.ACCEPT
-    assert judge(GOOD, 200, FAST, 1.0, GATES, Objective.SIZE).verdict is Verdict.REJECT_NO_GAIN
+    assert judged(speedup=interval(0.2, 0.3), objective=Objective.SIZE).verdict is Verdict.ACCEPT
+    assert judged(size_ratio=1.0, objective=Objective.SIZE).verdict is Verdict.REJECT_NO_GAIN
 
 
 def test_gain_rule_off() -> None:
-    off = Gates(min_gain=0)
-    assert judge(GOOD, 200, interval(0.1, 0.2), 0.5, off, Objective.THROUGHPUT).verdict is Verdict.ACCEPT
+    assert judged(speedup=interval(0.1, 0.2), size_ratio=0.5, gates=Gates(min_gain=0)).verdict is Verdict.ACCEPT
+
+
+BY_ACCURACY = Gates().for_metric(Metric.ACCURACY)
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "verdict"),
+    [
+        (Metric.ACCURACY, -0.009, 0.02, Verdict.ACCEPT),
+        (Metric.ACCURACY, -0.05, -0.011, Verdict.REJECT_ACCURACY),
+        (Metric.ACCURACY, -0.02, 0.01, Verdict.INCONCLUSIVE),
+        (Metric.MACRO_F1, -0.02, 0.01, Verdict.INCONCLUSIVE),
+        (Metric.PERPLEXITY, -0.1, 0.04, Verdict.ACCEPT),
+        (Metric.PERPLEXITY, 0.06, 0.09, Verdict.REJECT_ACCURACY),
+        (Metric.PERPLEXITY, 0.04, 0.09, Verdict.INCONCLUSIVE),
+    ],
+)
+def test_a_loss_is_judged_by_its_worse_bound(metric: Metric, low: float, high: float, verdict: Verdict) -> None:
+    gates = Gates().for_metric(metric)
+    found = judged(fidelity=interval(0.5, 0.6), gates=gates, quality=quality(low, high, metric))
+    assert found.verdict is verdict
+
+
+def test_fidelity_is_a_gate_beside_the_metric_when_asked() -> None:
+    both = Gates(min_fidelity=0.99).for_metric(Metric.ACCURACY)
+    assert judged(gates=both, quality=quality(0, 0.01)).verdict is Verdict.ACCEPT
+    assert judged(fidelity=interval(0.5, 0.6), gates=both, quality=quality(0, 0.01)).verdict is Verdict.REJECT_ACCURACY
+
+
+def test_what_is_surely_worse_is_rejected_though_another_rule_is_open() -> None:
+    both = Gates(min_fidelity=0.99).for_metric(Metric.ACCURACY)
+    assert judged(fidelity=interval(0.9, 1), gates=both, quality=quality(-0.2, -0.1)).verdict is Verdict.REJECT_ACCURACY
+
+
+def test_no_number_is_never_accepted() -> None:
+    assert judged(gates=BY_ACCURACY, is_finite=False).verdict is Verdict.REJECT_ACCURACY
 
 
 @given(st.floats(0.5, 1), st.floats(0, 0.5), st.integers(1, 500), st.floats(0.1, 4), st.floats(0, 2))
 def test_nothing_below_a_gate_is_ever_accepted(low: float, width: float, examples: int, gain: float, gain_width: float) -> None:
-    found = judge(interval(low, min(1, low + width)), examples, interval(gain, gain + gain_width), 1.0, GATES, Objective.THROUGHPUT)
+    found = judged(interval(low, min(1, low + width)), examples, interval(gain, gain + gain_width), 1.0)
     assert (found.verdict is Verdict.ACCEPT) == (low >= 0.99 and examples >= 100 and gain >= 1.05)
 
 

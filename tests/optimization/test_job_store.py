@@ -1,4 +1,4 @@
-"""Jobs and events in SQLite: every promise held under threads, other processes and restarts."""
+"""Jobs and events in each database: every promise held under threads, other processes and restarts."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
 
 from services.optimization.jobs import IllegalTransition, Job, Result, State
-from services.optimization.store import JobStore, RequestTaken, UnknownJob
+from services.optimization.store import JobStore, LeaseLost, RequestTaken, UnknownJob
 
 NOW = datetime(2026, 1, 1, 12, 30, 15, 250_000, tzinfo=UTC)
 
@@ -24,8 +24,8 @@ def job(number: int = 0, **changes: object) -> Job:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[JobStore]:
-    store = JobStore.at(tmp_path / "jobs")
+def store(database: str) -> Iterator[JobStore]:
+    store = JobStore(database)
     yield store
     store.close()
 
@@ -45,7 +45,7 @@ def at_once(count: int, work: Callable[[int], object]) -> list[object]:
         return list(pool.map(run, range(count)))
 
 
-def test_a_job_survives_the_store(store: JobStore, tmp_path: Path) -> None:
+def test_a_job_survives_the_store(store: JobStore, database: str) -> None:
     created = store.create(job())
     assert created == replace(job(), last_sequence=1)
     store.move("job-0", State.RUNNING, "started")
@@ -53,7 +53,7 @@ def test_a_job_survives_the_store(store: JobStore, tmp_path: Path) -> None:
     done = store.move("job-0", State.FAILED, "no", Result("TOOLCHAIN", "no"))
     assert store.get("job-0") == done
     store.close()
-    again = JobStore.at(tmp_path / "jobs")
+    again = JobStore(database)
     assert again.get("job-0") == done
     assert [(e.sequence, e.state, e.stage, e.fraction, e.message) for e in again.events("job-0", 0)] == [
         (1, State.QUEUED, "queued", 0.0, "accepted"),
@@ -71,7 +71,7 @@ def test_what_is_not_there_is_unknown(store: JobStore) -> None:
         with pytest.raises(UnknownJob, match="no job 'job-9'"):
             ask("job-9")
     assert store.events("job-9", 0) == []
-    assert store.oldest_queued() is None
+    assert store.waiting() == []
     assert store.find_request("request-9", "f") is None
 
 
@@ -86,7 +86,7 @@ def test_a_refused_move_changes_nothing(store: JobStore) -> None:
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.one_of(st.floats(0, 1), st.sampled_from([State.RUNNING, State.QUEUED])), max_size=12))
 def test_events_have_no_gaps_and_fractions_never_fall(steps: list[float | State]) -> None:
-    store = JobStore("sqlite://")
+    store = JobStore("sqlite://")  # in memory: the law is the same code for every database
     store.create(job())
     for step in steps:
         if isinstance(step, State):
@@ -120,11 +120,11 @@ def test_a_request_id_is_taken_by_whoever_was_first(store: JobStore) -> None:
         store.find_request("same", "other")
 
 
-def test_events_told_at_once_have_no_gaps(store: JobStore, tmp_path: Path) -> None:
+def test_events_told_at_once_have_no_gaps(store: JobStore, database: str) -> None:
     """By threads of two stores, as of two processes, with moves in between."""
     store.create(job())
     store.move("job-0", State.RUNNING, "")
-    other = JobStore.at(tmp_path / "jobs")
+    other = JobStore(database)
 
     def work(number: int) -> None:
         for step in range(10):
@@ -194,14 +194,127 @@ def test_a_page_that_just_fits_is_the_last(store: JobStore) -> None:
 def test_the_oldest_runs_first(store: JobStore) -> None:
     for number in (2, 0, 1):
         store.create(job(number, created=NOW + timedelta(seconds=number)))
-    order = []
-    while (found := store.oldest_queued()) is not None:
-        order.append(found.id)
-        store.move(found.id, State.RUNNING, "")
-    assert order == ["job-0", "job-1", "job-2"]
+    assert [(found.id, found.created) for found in store.waiting(2)] == [("job-0", NOW), ("job-1", NOW + timedelta(seconds=1))]
+    store.move("job-0", State.RUNNING, "")
+    assert [found.id for found in store.waiting()] == ["job-1", "job-2"]
 
 
 def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "jobs.sqlite").mkdir()
     with pytest.raises(OperationalError, match="unable to open"):
         JobStore.at(tmp_path)
+
+
+# Curves
+
+
+def test_points_of_curves_come_back_as_told(store: JobStore) -> None:
+    store.create(job())
+    store.tell("job-0", "training", 0.5, "", step=7, metrics={"loss": 0.25, "accuracy": float("nan")})
+    (_, point) = store.events("job-0", 0)
+    assert (point.message, point.step, point.metrics["loss"]) == ("", 7, 0.25)
+    assert point.metrics["accuracy"] != point.metrics["accuracy"]
+
+
+def test_what_no_database_takes_in_a_text_is_replaced(store: JobStore) -> None:
+    store.create(job())
+    store.tell("job-0", "a\0b", 0, "half of a pair: \ud800, nothing: \0")
+    assert "nothing: \ufffd" in store.events("job-0", 1)[0].message
+    with pytest.raises(UnknownJob):
+        store.get("job\0")
+
+
+# Replicas
+
+LONG_S, PAST_S = 3600.0, -1.0
+
+
+def claimed(store: JobStore, owner: str, lease_s: float = LONG_S) -> Job:
+    found = store.claim("job-0", owner, lease_s)
+    assert found is not None
+    return found
+
+
+def test_one_of_many_replicas_gets_a_job(store: JobStore, database: str) -> None:
+    store.create(job())
+    other = JobStore(database)
+    found = at_once(8, lambda number: (store, other)[number % 2].claim("job-0", f"replica-{number}", LONG_S))
+    other.close()
+    (winner,) = [each for each in found if isinstance(each, Job)]
+    assert store.get("job-0") == winner
+    assert (winner.state, winner.attempt) == (State.RUNNING, 1)
+    assert [held.lease for held in store.held(winner.owner)] == [winner.lease]
+    assert store.waiting() == []
+
+
+def test_a_lease_that_ran_out_is_anybodys_and_its_holder_changes_nothing_any_more(store: JobStore) -> None:
+    store.create(job())
+    old = claimed(store, "slow", PAST_S)
+    assert store.take_back_expired(spare="slow") == []
+    (returned,) = store.take_back_expired(spare="quick")
+    assert (returned.state, returned.owner) == (State.QUEUED, "")
+    new = claimed(store, "quick")
+    assert (new.attempt, store.held("slow")) == (2, [])
+    before = store.events("job-0", 0)
+    for late in (
+        lambda: store.tell("job-0", "", 0, "", lease=old.lease),
+        lambda: store.move("job-0", State.SUCCEEDED, "", lease=old.lease),
+        lambda: store.concluding(old.lease).__enter__(),
+    ):
+        with pytest.raises(LeaseLost):
+            late()
+    assert store.events("job-0", 0) == before
+    assert store.move("job-0", State.SUCCEEDED, "", lease=new.lease).owner == ""
+
+
+def test_the_same_replica_in_another_attempt_is_another_holder(store: JobStore) -> None:
+    store.create(job())
+    first = claimed(store, "one")
+    store.take_back("one")
+    second = claimed(store, "one")
+    with pytest.raises(LeaseLost):
+        store.tell("job-0", "", 0, "", lease=first.lease)
+    store.tell("job-0", "", 0, "", lease=second.lease)
+
+
+def test_a_renewed_lease_stays(store: JobStore) -> None:
+    store.create(job())
+    claimed(store, "mine", PAST_S)
+    store.renew("mine", LONG_S)
+    assert store.take_back_expired() == []
+    store.renew("mine", PAST_S)
+    assert [found.id for found in store.take_back_expired()] == ["job-0"]
+
+
+def test_taking_back_ends_what_was_being_cancelled_and_spares_what_runs(store: JobStore) -> None:
+    for number in range(3):
+        store.create(job(number))
+        store.claim(f"job-{number}", "mine", LONG_S)
+    store.move("job-1", State.CANCELLING, "")
+    assert {held.lease.job_id: held.state for held in store.held("mine")}["job-1"] is State.CANCELLING
+    returned = {found.id: found.state for found in store.take_back("mine", ["job-2"])}
+    assert returned == {"job-0": State.QUEUED, "job-1": State.CANCELLED}
+    assert [held.lease.job_id for held in store.held("mine")] == ["job-2"]
+
+
+def test_nothing_is_concluded_that_is_being_cancelled(store: JobStore) -> None:
+    store.create(job())
+    lease = claimed(store, "mine").lease
+    with store.concluding(lease) as conclude:
+        done = conclude(State.SUCCEEDED, "published", Result(published="m@2"))
+    assert store.get("job-0") == done
+    store.create(job(1))
+    other = store.claim("job-1", "mine", LONG_S)
+    assert other is not None
+    store.move("job-1", State.CANCELLING, "")
+    with pytest.raises(IllegalTransition), store.concluding(other.lease):
+        pass
+    assert store.sequences(["job-0", "job-1", "job-9"]) == {"job-0": 3, "job-1": 3}
+
+
+def test_a_failure_while_concluding_leaves_the_job_running(store: JobStore) -> None:
+    store.create(job())
+    lease = claimed(store, "mine").lease
+    with pytest.raises(OSError, match="full"), store.concluding(lease):
+        raise OSError("the disk is full")
+    assert store.get("job-0").state is State.RUNNING

@@ -4,7 +4,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from services.optimization.recipe import Gates, Recipe, Step, default_recipes, validate_recipe, validate_recipes
+from services.optimization.recipe import Gates, Kinds, Recipe, Step, default_recipes, validate_recipe, validate_recipes
 from services.optimization.techniques import TECHNIQUES, find
 from services.repository.manifest import Format, Signature, Task, TensorSpec
 from tests.models import minilm_signature
@@ -24,7 +24,7 @@ def test_formats_chain() -> None:
 @pytest.mark.parametrize(
     ("step", "fault"),
     [
-        (Step(technique="magic"), r"^recipe\.steps\[1\]\.technique: 'magic' is none of export_onnx"),
+        (Step(technique="magic"), r"^recipe\.steps\[1\]\.technique: 'magic' is none of "),
         (Step(technique="bf16"), r"^recipe\.steps\[1\]\.technique: bf16 takes a model in the format huggingface"),
         (Step(technique="dynamic_int8", parameters={"per_channel": "often"}), r"^recipe\.steps\[1\]\.parameters\.per_channel: "),
         (Step(technique="dynamic_int8", parameters={"temperature": 1}), r"^recipe\.steps\[1\]\.parameters\.temperature: "),
@@ -39,8 +39,9 @@ def test_fault_names_its_field(step: Step, fault: str) -> None:
 
 def test_calibration_is_asked_for_before_the_job_runs() -> None:
     recipes = [recipe(Step(technique="export_onnx"), Step(technique="dynamic_int8"))]
-    with pytest.raises(ValueError, match=r"^recipes\[0\]\.steps\[1\]\.technique: .*calibration texts"):
-        validate_recipes(recipes, SIGNATURE, calibrated=False)
+    with pytest.raises(ValueError, match=r"^recipes\[0\]\.steps\[1\]\.technique: .*calibration examples"):
+        validate_recipes(recipes, SIGNATURE, Kinds(calibration=False, training=False))
+    validate_recipes(recipes, SIGNATURE, Kinds(calibration=False, training=True))  # which stands in for it
 
 
 def test_names_are_unique() -> None:
@@ -53,8 +54,9 @@ def test_defaults_are_valid(calibrated: bool) -> None:
     tensor = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
     onnx_tensors = Signature(task=Task.TENSOR, format=Format.ONNX, inputs=(tensor,), outputs=(tensor,))
     for signature in (SIGNATURE, SIGNATURE.model_copy(update={"format": Format.ONNX}), onnx_tensors):
-        recipes = default_recipes(signature, calibrated=calibrated)
-        validate_recipes(recipes, signature, calibrated=calibrated)
+        kinds = Kinds(calibration=calibrated, training=False)
+        recipes = default_recipes(signature, kinds)
+        validate_recipes(recipes, signature, kinds)
         assert recipes
 
 

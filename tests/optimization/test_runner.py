@@ -1,12 +1,14 @@
 """The runner with real workers on a real model of one layer."""
 
 import asyncio
+import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,9 +19,10 @@ from services.optimization.publishing import publish
 from services.optimization.recipe import Gates, Objective, Recipe, Step
 from services.optimization.report import Report, Verdict
 from services.optimization.runner import Runner
+from services.optimization.scheduling import OverBudget
 from services.optimization.settings import OptimizationSettings
-from services.optimization.spec import Publication, Spec
-from services.optimization.store import JobStore
+from services.optimization.spec import Budget, DataSource, Publication, Spec
+from services.optimization.store import JobStore, Queued
 from services.optimization.worker import Outcome
 from services.repository.manifest import Manifest
 from services.repository.store import Origin, Repository
@@ -28,6 +31,8 @@ from tests.models import minilm_signature, shallow_minilm
 TEXTS = tuple(sentences(12, seed=3))
 OPEN = Gates(min_fidelity=0.5, min_gain=0, min_examples=1)
 SHUT = Gates(min_fidelity=0.5, min_gain=1000, min_examples=1)
+
+UNLIMITED = Budget()
 
 
 @dataclass(frozen=True)
@@ -38,14 +43,15 @@ class Bench:
     store: JobStore
     repository: Repository
 
-    def submit(self, name: str, gates: Gates = OPEN, source: str = "m@1") -> Job:
+    def submit(self, name: str, gates: Gates = OPEN, source: str = "m@1", budget: Budget = UNLIMITED) -> Job:
         spec = Spec(
             source=source,
             recipes=(Recipe(name="onnx", steps=(Step(technique="export_onnx"),)),),
-            evaluation_texts=TEXTS,
+            evaluation=DataSource(texts=TEXTS),
             gates=gates,
             objective=Objective.SIZE,
             publish=Publication(name="small", channels=("stable",)),
+            budget=budget,
         )
         job = self.store.create(Job(name, name, spec.fingerprint, spec.model_dump_json(), source, datetime.now(UTC)))
         self.runner.wake()
@@ -80,9 +86,18 @@ def workers() -> list[psutil.Process]:
 
 
 @asynccontextmanager
-async def bench(folder: Path) -> AsyncIterator[Bench]:
-    settings = OptimizationSettings(folder=folder / "optimization", repository=folder / "repository", evaluation_s=0.2, job_nice=0)
-    repository, store = Repository(settings.repository), JobStore.at(settings.folder)
+async def bench(folder: Path, database: str = "", **changes: Any) -> AsyncIterator[Bench]:
+    """A replica on a folder; "sqlite…" as a database is the one in the folder."""
+    settings = OptimizationSettings(
+        folder=folder / "optimization",
+        repository=folder / "repository",
+        database="" if database.startswith("sqlite") else database,
+        evaluation_s=0.2,
+        job_nice=0,
+        poll_s=0.1,
+        **changes,
+    )
+    repository, store = Repository(settings.repository), JobStore.open(settings.database, settings.folder)
     if not repository.versions("m"):
         with repository.staging() as staged:
             model = shallow_minilm(staged / "model")
@@ -100,16 +115,16 @@ async def bench(folder: Path) -> AsyncIterator[Bench]:
         store.close()
 
 
-async def test_accepted_is_published_once_and_refused_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_accepted_is_published_once_and_refused_never(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loop, cancels = asyncio.get_running_loop(), []
 
-    async with bench(tmp_path) as running:
+    async with bench(tmp_path, database) as running:
 
         def cancelled_meanwhile(repository: Repository, job: Job, outcome: Outcome) -> Manifest:
             cancels.append(asyncio.run_coroutine_threadsafe(running.runner.cancel(job.id), loop))
             return publish(repository, job, outcome)
 
-        monkeypatch.setattr("services.optimization.runner.publish", cancelled_meanwhile)
+        monkeypatch.setattr("services.optimization.job_run.publish", cancelled_meanwhile)
         first, second = running.submit("first"), running.submit("second", SHUT)
         done = await running.until_ended(first.id)
         assert (done.state, done.published) == (State.SUCCEEDED, "small@1"), done
@@ -132,7 +147,7 @@ async def test_accepted_is_published_once_and_refused_never(tmp_path: Path, monk
             assert [event.fraction for event in events] == sorted(event.fraction for event in events)
             ended = running.store.get(job.id)
             assert await running.runner.cancel(job.id) == ended
-        assert list((tmp_path / "optimization" / "work").iterdir()) == []
+    assert list((tmp_path / "optimization" / "work").iterdir()) == []
 
 
 async def test_a_killed_worker_fails_its_job_alone(tmp_path: Path) -> None:
@@ -161,7 +176,7 @@ async def test_cancelling_while_starting_and_while_queued(tmp_path: Path) -> Non
         await running.runner.cancel(starting.id)
         assert (await running.until_ended(starting.id)).state is State.CANCELLED
         assert [event.state for event in running.store.events(queued.id, 0)] == [State.QUEUED, State.CANCELLED]
-        assert running.store.oldest_queued() is None
+        assert running.store.waiting() == []
 
 
 async def test_a_source_that_has_gone_is_told(tmp_path: Path) -> None:
@@ -171,12 +186,12 @@ async def test_a_source_that_has_gone_is_told(tmp_path: Path) -> None:
         assert "no version 2 of model 'm'" in failed.failure_message
 
 
-async def test_a_stopped_runner_leaves_its_job_for_the_next(tmp_path: Path) -> None:
-    async with bench(tmp_path) as running:
+async def test_a_stopped_runner_leaves_its_job_for_the_next(tmp_path: Path, database: str) -> None:
+    async with bench(tmp_path, database) as running:
         running.submit("long")
         await running.until_working("long")
     assert workers() == []
-    async with bench(tmp_path) as running:
+    async with bench(tmp_path, database) as running:
         await running.until("long", lambda _, events: any("interrupted" in event.message for event in events))
         await running.runner.cancel("long")
         assert (await running.until_ended("long")).state is State.CANCELLED
@@ -188,7 +203,7 @@ async def test_what_was_sealed_before_a_kill_is_the_jobs_result(tmp_path: Path) 
         pass  # makes the source
     store = JobStore.at(tmp_path / "optimization")
     repository = Repository(tmp_path / "repository")
-    spec = Spec(source="m@1", evaluation_texts=TEXTS, publish=Publication(channels=("canary",)))
+    spec = Spec(source="m@1", evaluation=DataSource(texts=TEXTS), publish=Publication(channels=("canary",)))
     store.create(Job("sealed", "sealed", spec.fingerprint, spec.model_dump_json(), "m@1", datetime.now(UTC)))
     store.move("sealed", State.RUNNING, "started")
     report = {"original": {"size_bytes": 1}, "chosen": "onnx"}
@@ -208,21 +223,161 @@ async def test_what_was_sealed_before_a_kill_is_the_jobs_result(tmp_path: Path) 
 async def test_a_fault_of_the_disk_ends_no_runner(tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with bench(tmp_path) as running:
         if fault == "prepare":
-            (tmp_path / "optimization" / "work").write_text("in the way")
+            await running.until_ended(running.submit("first", source="m@9").id)
+            (replica,) = (tmp_path / "optimization" / "work").iterdir()
+            (replica / "broken").write_text("in the way")
             failed = await running.until_ended(running.submit("broken").id)
             assert (failed.state, failed.failure_class) == (State.FAILED, "INTERNAL")
             assert "in the service" in failed.failure_message
-            (tmp_path / "optimization" / "work").unlink()
         else:
             monkeypatch.setattr("services.optimization.runner.RETRY_S", 0.01)
             failures = iter([OSError("the disk broke")])
-            asked = running.store.oldest_queued
+            asked = running.store.waiting
 
-            def flaky() -> Job | None:
+            def flaky() -> list[Queued]:
                 for failure in failures:
                     raise failure
                 return asked()
 
-            monkeypatch.setattr(running.store, "oldest_queued", flaky)
+            monkeypatch.setattr(running.store, "waiting", flaky)
         running.submit("sound", source="m@9")
         assert (await running.until_ended("sound")).failure_class == "BAD_MODEL"
+
+
+# Budgets
+
+
+async def test_jobs_run_side_by_side_within_the_budget_and_one_that_grows_past_its_own_is_ended(tmp_path: Path) -> None:
+    """Two whose memory cannot do wait for nobody and end alone; the third, whose budget was lowered meanwhile, is refused."""
+    async with bench(tmp_path, memory_bytes=4 << 30, cores_per_job=1) as running:
+        small = Budget(memory_bytes=32 << 20)
+        doomed = [running.submit(f"doomed-{number}", budget=small) for number in range(2)]
+        for job in doomed:
+            failed = await running.until_ended(job.id)
+            assert (failed.state, failed.failure_class) == (State.FAILED, "OUT_OF_MEMORY")
+            assert "its budget is 0.03 GB" in failed.failure_message
+        running.submit("greedy", budget=Budget(memory_bytes=5 << 30))
+        assert (await running.until_ended("greedy")).failure_class == "BUDGET_EXCEEDED"
+        with pytest.raises(OverBudget, match=r"^budget\.memory_bytes: "):
+            running.runner.check_budget(Budget(memory_bytes=5 << 30))
+
+
+async def test_two_jobs_work_at_once_on_cores_of_their_own(tmp_path: Path) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core cannot be shared out")
+    async with bench(tmp_path, job_cores=2, cores_per_job=1) as running:
+        for name in ("one", "two", "three"):
+            running.submit(name)
+        for name in ("one", "two"):
+            await running.until(name, lambda job, _: job.state is State.RUNNING)
+        await running.until("one", lambda _, events: any(event.stage == "optimizing" for event in events))
+        await running.until("two", lambda _, events: any(event.stage == "optimizing" for event in events))
+        cores = [tuple(worker.cpu_affinity()) for worker in workers()]
+        assert sorted(cores) == sorted((core,) for core in running.runner.capacity.cores)
+        assert running.store.get("three").state is State.QUEUED
+        for name in ("three", "one", "two"):
+            await running.runner.cancel(name)
+            await running.until_ended(name)
+        assert workers() == []
+
+
+async def test_a_worker_far_past_its_time_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.optimization.worker_process.MOST_OVERRUN_S", 0.0)
+    async with bench(tmp_path) as running:
+        failed = await running.until_ended(running.submit("slow", budget=Budget(seconds=0.01)).id)
+        assert (failed.state, failed.failure_class) == (State.FAILED, "BUDGET_EXCEEDED")
+        assert "its budget is 0.01 s" in failed.failure_message
+
+
+async def test_a_kill_for_want_of_memory_is_told_from_one_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kills = iter([3, 4])
+    monkeypatch.setattr("services.optimization.memory.oom_kills", lambda: next(kills))
+    async with bench(tmp_path) as running:
+        running.submit("starved")
+        (await running.until_working("starved")).send_signal(signal.SIGKILL)
+        failed = await running.until_ended("starved")
+        assert (failed.state, failed.failure_class) == (State.FAILED, "OUT_OF_MEMORY")
+        assert "the system ran out of memory" in failed.failure_message
+
+
+@pytest.fixture
+def stubborn(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """In place of the worker: a process that ignores SIGTERM and whose child left the group, as compilers' servers do."""
+    program = Path(__file__).with_name("stubborn_worker.py")
+
+    async def start(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        python, _, _, folder, *rest = arguments
+        return await create_subprocess_exec(python, str(program), folder, *rest, **options)
+
+    create_subprocess_exec = asyncio.create_subprocess_exec
+    monkeypatch.setattr("asyncio.create_subprocess_exec", start)
+    return program
+
+
+def stubborn_processes(program: Path) -> Sequence[psutil.Process]:
+    return [process for process in psutil.process_iter(["cmdline"]) if str(program) in (process.info["cmdline"] or [])]
+
+
+async def test_a_cancel_ends_a_worker_that_does_not_listen_with_all_that_it_started(tmp_path: Path, stubborn: Path) -> None:
+    async with bench(tmp_path, cancel_grace_s=0.1) as running:
+        running.submit("deaf")
+        await running.until("deaf", lambda _, events: any(event.message == "deaf" for event in events))
+        assert len(stubborn_processes(stubborn)) == 2
+        await running.runner.cancel("deaf")
+        assert (await running.until_ended("deaf")).state is State.CANCELLED
+        assert stubborn_processes(stubborn) == []
+
+
+# Replicas
+
+
+async def test_replicas_share_the_work_and_see_each_others(tmp_path: Path, postgres: Any) -> None:
+    url = postgres.database()
+    async with bench(tmp_path, url) as first, bench(tmp_path, url) as second:
+        first.submit("far")
+        await second.until("far", lambda _, events: any(event.stage == "optimizing" for event in events))  # whoever runs it
+        assert len(workers()) == 1
+        assert (await second.runner.cancel("far")).state is State.CANCELLING
+        assert (await first.runner.cancel("far")).state in (State.CANCELLING, State.CANCELLED)
+        for running in (first, second):
+            assert (await running.until_ended("far")).state is State.CANCELLED
+        assert workers() == []
+        for number in range(4):
+            first.submit(f"gone-{number}", source="m@9")
+        for number in range(4):
+            assert (await second.until_ended(f"gone-{number}")).attempt == 1
+
+
+async def test_a_replica_that_lost_its_lease_leaves_the_job_to_the_other(
+    tmp_path: Path, postgres: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped for longer than its lease, as a suspended machine is."""
+    url = postgres.database()
+    async with bench(tmp_path, url) as slow:
+        slow.submit("moved")
+        worker = await slow.until_working("moved")
+        held = slow.store.get("moved").lease
+        slow.store.renew(held.owner, -1.0)
+        (returned,) = slow.store.take_back_expired("another")
+        assert returned.state is State.QUEUED
+        assert slow.store.claim("moved", "another", 3600) is not None
+        psutil.wait_procs([worker], timeout=60)
+        assert not worker.is_running()
+        found = slow.store.get("moved")
+        assert (found.state, found.owner, found.attempt) == (State.RUNNING, "another", 2)
+        assert slow.repository.names() == ["m"]
+
+
+async def test_a_dead_replicas_job_is_taken_over_when_its_lease_runs_out(tmp_path: Path, postgres: Any) -> None:
+    url = postgres.database()
+    async with bench(tmp_path, url):
+        pass  # makes the source
+    store = JobStore(url)
+    spec = Spec(source="m@9", evaluation=DataSource(texts=TEXTS))
+    for name, lease_s in (("orphan", -1.0), ("held", 3600.0)):
+        store.create(Job(name, name, spec.fingerprint, spec.model_dump_json(), "m@9", datetime.now(UTC)))
+        store.claim(name, "on another machine", lease_s)
+    async with bench(tmp_path, url) as running:
+        assert (await running.until_ended("orphan")).failure_class == "BAD_MODEL"
+        assert running.store.get("held").owner == "on another machine"
+    store.close()

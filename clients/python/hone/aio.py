@@ -12,11 +12,13 @@ import grpc
 from numpy.typing import NDArray
 
 from hone import channel, folders, results
+from hone.aio_datasets import Datasets
 from hone.cache.v1 import cache_pb2, cache_pb2_grpc
-from hone.client import ATTEMPTS, NOT_YET, PASSING, POLL_S, UPLOAD_TIMEOUT_S, WATCH_TIMEOUT_S, cached_values, put_request
+from hone.client import NOT_YET, PASSING, POLL_S, WATCH_TIMEOUT_S, cached_values, put_request
 from hone.inference.v1 import inference_pb2, inference_pb2_grpc
 from hone.optimization.v1 import jobs_pb2, jobs_pb2_grpc
 from hone.repository.v1 import models_pb2, models_pb2_grpc
+from hone.transfers import ATTEMPTS, UPLOAD_TIMEOUT_S, off_loop, refuse_all_but_unknown, resuming_async
 
 
 class Client:
@@ -43,6 +45,7 @@ class Client:
         self._timeout = timeout
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channels[targets.inference])
         self.models = Models(self._channels[targets.optimization], timeout)
+        self.datasets = Datasets(self._channels[targets.optimization], timeout)
         self.jobs = Jobs(self._channels[targets.optimization], timeout)
         self.cache = CacheClient(targets.cache, connection=self._channels[targets.cache], timeout=timeout)
 
@@ -158,23 +161,19 @@ class Models:
     ) -> models_pb2.ModelVersion:
         """Uploads a folder as a version; a broken upload goes on where it broke. Raises grpc.RpcError, FileNotFoundError."""
         head = await asyncio.to_thread(folders.header, Path(folder), name, task, channels)
-        for attempt in range(ATTEMPTS):
-            try:
-                received = await self._received(head.upload_id)
-                return (await self._stub.UploadModel(_off_loop(Path(folder), head, received), timeout=timeout)).model
-            except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or attempt == ATTEMPTS - 1:
-                    raise
-                await asyncio.sleep(0.2 * 2**attempt)
-        raise AssertionError("unreachable")
+
+        async def attempt() -> models_pb2.ModelVersion:
+            requests = folders.chunks(Path(folder), head, await self._received(head.upload_id))
+            return (await self._stub.UploadModel(off_loop(requests), timeout=timeout)).model
+
+        return await resuming_async(attempt)
 
     async def _received(self, upload_id: str) -> Mapping[str, int]:
         try:
             return (await self._stub.GetUpload(models_pb2.GetUploadRequest(upload_id=upload_id), timeout=self._timeout)).received_bytes
         except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.NOT_FOUND:
-                return {}
-            raise
+            refuse_all_but_unknown(error)
+            return {}
 
     async def pull(self, reference: str, folder: str | Path, *, timeout: float = UPLOAD_TIMEOUT_S) -> models_pb2.ModelVersion:
         """Downloads a version's files and checks their digests. Raises grpc.RpcError, ValueError, OSError."""
@@ -261,6 +260,14 @@ class Jobs:
             pass
         return await self.get(job_id)
 
+    async def plan(self, spec: jobs_pb2.JobSpec) -> jobs_pb2.PlanJobResponse:
+        """What a job would do and about how long it would take; nothing is created."""
+        return await self._stub.PlanJob(jobs_pb2.PlanJobRequest(spec=spec), timeout=self._timeout)
+
+    async def report_page(self, job_id: str) -> str:
+        """The report as one HTML page."""
+        return (await self._stub.GetReportPage(jobs_pb2.GetReportPageRequest(id=job_id), timeout=self._timeout)).html
+
     async def techniques(self) -> Sequence[jobs_pb2.Technique]:
         return (await self._stub.ListTechniques(jobs_pb2.ListTechniquesRequest(), timeout=self._timeout)).techniques
 
@@ -303,11 +310,3 @@ class CacheClient:
 
     async def stats(self) -> cache_pb2.GetStatsResponse:
         return await self._stub.GetStats(cache_pb2.GetStatsRequest(), timeout=self._timeout)
-
-
-async def _off_loop(
-    folder: Path, head: models_pb2.UploadHeader, received: Mapping[str, int]
-) -> AsyncIterator[models_pb2.UploadModelRequest]:
-    requests = folders.chunks(folder, head, received)
-    while (request := await asyncio.to_thread(next, requests, None)) is not None:
-        yield request

@@ -17,6 +17,7 @@ SAFE: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "hone.inference.v1.InferenceService": ("Embed", "Classify", "Predict", "ListModels", "LoadModel", "GetStatistics"),
         "hone.optimization.v1.JobService": ("CreateJob", "GetJob", "ListJobs", "CancelJob", "ListTechniques"),
+        "hone.repository.v1.DatasetService": ("GetUpload", "GetDataset", "ListDatasets", "PreviewDataset"),
         "hone.repository.v1.ModelService": ("GetUpload", "GetModel", "ListModels", "SetChannel"),
         "hone.cache.v1.CacheService": ("Get", "Put", "Delete", "Clear", "GetStats"),
     }

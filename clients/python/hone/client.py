@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,17 +13,16 @@ from numpy.typing import NDArray
 
 from hone import channel, folders, results, specs
 from hone.cache.v1 import cache_pb2, cache_pb2_grpc
+from hone.datasets import Datasets
 from hone.inference.v1 import inference_pb2, inference_pb2_grpc
 from hone.optimization.v1 import jobs_pb2, jobs_pb2_grpc
 from hone.repository.v1 import models_pb2, models_pb2_grpc
+from hone.transfers import ATTEMPTS, UPLOAD_TIMEOUT_S, Progress, refuse_all_but_unknown, resuming
 
-UPLOAD_TIMEOUT_S = 1800.0
 WATCH_TIMEOUT_S = 600.0  # of one stream; watching goes on with the next
-ATTEMPTS = 5
 PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 NOT_YET = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND)  # a version on its way to a replica
 POLL_S = 0.2
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 class Client:
@@ -54,6 +53,7 @@ class Client:
         self._timeout = timeout
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channels[targets.inference])
         self.models = Models(self._channels[targets.optimization], timeout)
+        self.datasets = Datasets(self._channels[targets.optimization], timeout)
         self.jobs = Jobs(self._channels[targets.optimization], timeout)
         self.cache = Cache(self._channels[targets.cache], timeout)
 
@@ -171,23 +171,19 @@ class Models:
     ) -> models_pb2.ModelVersion:
         """Uploads a folder as a version; a broken upload goes on where it broke. Raises grpc.RpcError, FileNotFoundError."""
         head = folders.header(Path(folder), name, task, channels)
-        for attempt in range(ATTEMPTS):
-            try:
-                requests = _counted(folders.chunks(Path(folder), head, self._received(head.upload_id)), head, progress)
-                return self._stub.UploadModel(requests, timeout=timeout).model
-            except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or attempt == ATTEMPTS - 1:
-                    raise
-                time.sleep(0.2 * 2**attempt)
-        raise AssertionError("unreachable")
+
+        def attempt() -> models_pb2.ModelVersion:
+            requests = _counted(folders.chunks(Path(folder), head, self._received(head.upload_id)), head, progress)
+            return self._stub.UploadModel(requests, timeout=timeout).model
+
+        return resuming(attempt, ATTEMPTS)
 
     def _received(self, upload_id: str) -> Mapping[str, int]:
         try:
             return self._stub.GetUpload(models_pb2.GetUploadRequest(upload_id=upload_id), timeout=self._timeout).received_bytes
         except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.NOT_FOUND:
-                return {}
-            raise
+            refuse_all_but_unknown(error)
+            return {}
 
     def pull(
         self, reference: str, folder: str | Path, *, progress: Progress | None = None, timeout: float = UPLOAD_TIMEOUT_S
@@ -276,6 +272,14 @@ class Jobs:
             pass
         return self.get(job_id)
 
+    def plan(self, spec: jobs_pb2.JobSpec) -> jobs_pb2.PlanJobResponse:
+        """What a job would do and about how long it would take; nothing is created."""
+        return self._stub.PlanJob(jobs_pb2.PlanJobRequest(spec=spec), timeout=self._timeout)
+
+    def report_page(self, job_id: str) -> str:
+        """The report as one HTML page."""
+        return (self._stub.GetReportPage(jobs_pb2.GetReportPageRequest(id=job_id), timeout=self._timeout)).html
+
     def techniques(self) -> Sequence[jobs_pb2.Technique]:
         return self._stub.ListTechniques(jobs_pb2.ListTechniquesRequest(), timeout=self._timeout).techniques
 
@@ -336,4 +340,4 @@ def _counted(
             progress(before[request.chunk.path] + request.chunk.offset + len(request.chunk.data), total)
 
 
-__all__ = ["Cache", "Client", "Jobs", "Models", "specs"]
+__all__ = ["Cache", "Client", "Datasets", "Jobs", "Models", "specs"]

@@ -7,6 +7,8 @@ from hone.optimization.v1 import jobs_pb2 as pb
 
 # A recipe is its steps: ("export_onnx", {"opset": 17}) or just "export_onnx".
 StepLike: TypeAlias = str | tuple[str, Mapping[str, Any]]
+# A dataset's reference, texts, texts with their labels, or the message with everything that it can say.
+DataLike: TypeAlias = str | Sequence[str] | Sequence[tuple[str, str]] | pb.Data | None
 ENDED = frozenset({pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_REJECTED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED})
 
 
@@ -14,28 +16,51 @@ def job_spec(
     source: str,
     *,
     recipes: Mapping[str, Sequence[StepLike]] | None = None,
-    evaluation_texts: Sequence[str] = (),
-    calibration_texts: Sequence[str] = (),
+    evaluation: DataLike = (),
+    calibration: DataLike = (),
+    training: DataLike = (),
+    metric: str = "",
     min_fidelity: float | None = None,
+    max_loss: float | None = None,
     min_gain: float | None = None,
     min_examples: int | None = None,
     objective: str = "throughput",
     publish_as: str = "",
     channels: Sequence[str] = (),
+    budget_seconds: float = 0,
+    cores: int = 0,
+    memory_bytes: int = 0,
     seed: int = 0,
 ) -> pb.JobSpec:
-    """A job as the contract describes it; what is left out takes the server's default. Raises ValueError for an unknown objective."""
-    gates = pb.Gates(min_fidelity=min_fidelity, min_gain=min_gain, min_examples=min_examples)
+    """A job as the contract describes it; what is left out takes the server's default.
+
+    Raises ValueError for an unknown objective or metric.
+    """
+    gates = pb.Gates(min_fidelity=min_fidelity, min_gain=min_gain, min_examples=min_examples, max_loss=max_loss)
     return pb.JobSpec(
         source=source,
         recipes=[_recipe(name, steps) for name, steps in (recipes or {}).items()],
-        evaluation_texts=evaluation_texts,
-        calibration_texts=calibration_texts,
+        evaluation=data(evaluation),
+        calibration=data(calibration),
+        training=data(training),
+        metric=pb.Metric.Value(f"METRIC_{metric.upper() or 'UNSPECIFIED'}"),
         gates=gates,
         objective=pb.Objective.Value(f"OBJECTIVE_{objective.upper()}"),
         publish=pb.Publication(name=publish_as, channels=channels),
+        budget=pb.Budget(seconds=budget_seconds, cores=cores, memory_bytes=memory_bytes),
         seed=seed,
     )
+
+
+def data(found: DataLike) -> pb.Data | None:
+    """None for no data at all."""
+    if found is None or isinstance(found, pb.Data):
+        return found
+    if isinstance(found, str):
+        return pb.Data(dataset=found)
+    texts = [entry if isinstance(entry, str) else entry[0] for entry in found]
+    labels = [entry[1] for entry in found if not isinstance(entry, str)]
+    return pb.Data(texts=texts, labels=labels) if texts else None
 
 
 def _recipe(name: str, steps: Sequence[StepLike]) -> pb.Recipe:

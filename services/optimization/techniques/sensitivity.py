@@ -1,7 +1,6 @@
-"""Which weight products suffer from dynamic INT8: each simulated on the inputs it really gets."""
+"""Which layers suffer from INT8: each simulated alone, on the inputs that it really gets."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,33 +8,20 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from services.optimization.techniques.quantization.graph import Floats, Layer
+
+_ERROR_SEVERITY = 3
+
 Feed = Mapping[str, NDArray[Any]]
+Squares = NDArray[np.float64]
+
+# What activations of this tensor become: (tensor's name, values) -> the same, quantized and dequantized.
+QuantizeActivation = Callable[[str, Floats], Floats]
 
 
-@dataclass(frozen=True)
-class Product:
-    """A MatMul by a constant 2-D weight [inputs, outputs]."""
-
-    name: str
-    activation: str
-    weight: Floats
-
-
-def weight_products(model: onnx.ModelProto) -> list[Product]:
-    """The FP32 MatMuls whose right side is a constant matrix, in graph order. Shares no memory with the model."""
-    constants = {value.name: value for value in model.graph.initializer}
-    found = []
-    for node in model.graph.node:
-        weight = constants.get(node.input[1]) if node.op_type == "MatMul" else None
-        if weight is not None and len(weight.dims) == 2 and weight.data_type == onnx.TensorProto.FLOAT:
-            found.append(Product(node.name, node.input[0], onnx.numpy_helper.to_array(weight).copy()))
-    return found
-
-
-def quantize_activation(values: Floats) -> Floats:
-    """Per tensor, asymmetric, unsigned 8 bits, zero kept exact, as DynamicQuantizeLinear defines it; answered dequantized."""
-    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+def quantize_between(values: Floats, low: float, high: float) -> Floats:
+    """Asymmetric, unsigned 8 bits over [low, high] widened to hold zero, which stays exact; what lies outside is clipped."""
+    low, high = min(low, 0.0), max(high, 0.0)
     scale = (high - low) / 255 or 1.0
     zero_point = np.clip(np.rint(-low / scale), 0, 255)
     levels = np.clip(np.rint(values / scale) + zero_point, 0, 255)
@@ -43,44 +29,95 @@ def quantize_activation(values: Floats) -> Floats:
     return quantized
 
 
-def quantize_weight(weight: Floats, levels: int, per_channel: bool) -> Floats:
-    """Symmetric, signed, +-`levels`; one scale per output column or one for all; answered dequantized."""
-    peak = np.abs(weight).max(axis=0, keepdims=True) if per_channel else np.abs(weight).max(keepdims=True)
+def quantize_activation(_: str, values: Floats) -> Floats:
+    """Over the tensor's own range, as DynamicQuantizeLinear defines it."""
+    return quantize_between(values, float(values.min()), float(values.max()))
+
+
+def quantize_weight(weight: Floats, levels: int, channel_axis: int | None) -> Floats:
+    """Symmetric, signed, +-`levels`; one scale per channel along an axis, or one for all; answered dequantized."""
+    axes = None if channel_axis is None else tuple(axis for axis in range(weight.ndim) if axis != channel_axis)
+    peak = np.abs(weight).max(axis=axes, keepdims=True)
     scale = np.where(peak == 0, 1, peak) / levels
     quantized: Floats = (np.rint(weight / scale) * scale).astype(np.float32)
     return quantized
 
 
-def _captured(model: onnx.ModelProto, names: Iterable[str], feeds: Sequence[Feed], threads: int) -> Iterator[Mapping[str, Floats]]:
+def _session(model: Any, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = _ERROR_SEVERITY
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # a fused tensor could not be watched
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _captured(model: Any, names: Iterable[str], feeds: Sequence[Feed], threads: int) -> Iterator[Mapping[str, Floats]]:
     """What flows through the tensors `names`, batch by batch."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     wanted = sorted(set(names))
-    declared = {value.name for value in watched.graph.output}
+    declared = {value.name for value in (*watched.graph.output, *watched.graph.input)}
     watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in declared)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # a fused tensor could not be watched
-    session = ort.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    inputs = {value.name for value in watched.graph.input}
+    computed = [name for name in wanted if name not in inputs]
+    session = _session(watched, threads)
     for feed in feeds:
-        yield dict(zip(wanted, session.run(wanted, dict(feed)), strict=True))
+        found = dict(zip(computed, session.run(computed, dict(feed)), strict=True)) if computed else {}
+        yield found | {name: feed[name] for name in wanted if name in inputs}
 
 
-def _squares(product: Product, activation: Floats, quantized: Floats) -> NDArray[np.float64]:
-    """[signal, noise] in sums of squares over one batch."""
-    exact = activation @ product.weight
-    noise = quantize_activation(activation) @ quantized - exact
-    return np.array([np.square(exact).sum(), np.square(noise).sum()], np.float64)
+class _Alone:
+    """One layer without its bias, both of its inputs free. The engine runs it, so convolutions need no arithmetic of ours."""
+
+    def __init__(self, layer: Layer, opsets: Sequence[Any], ir_version: int, threads: int) -> None:
+        node = onnx.NodeProto()
+        node.CopyFrom(layer.node)
+        del node.input[:], node.output[:]
+        node.input.extend(["activation", "weight"])
+        node.output.append("product")
+        values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("activation", "weight", "product")]
+        graph = onnx.helper.make_graph([node], "alone", values[:2], values[2:])
+        self._session = _session(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=ir_version), threads)
+        self._layer = layer
+
+    def product(self, activation: Floats, weight: Floats) -> Floats:
+        found: Floats = self._session.run(["product"], {"activation": activation, "weight": weight})[0]
+        return found
+
+    def shares(self, activation: Floats, quantized: Floats, weight: Floats) -> Squares:
+        """[sum, count] over one batch's tokens, rows or pixels: |noise|^2 / |signal|^2 of each, the channels being its vector.
+
+        Each counts equally. A sum over all of them is that of the few tokens whose activations are a hundred times the
+        others', which quantize well, and hides what their range does to the rest.
+        """
+        exact = self.product(activation, self._layer.weight)
+        noise = self.product(quantized, weight) - exact
+        axis = 1 if self._layer.node.op_type == "Conv" else -1
+        signals, noises = (np.square(values, dtype=np.float64).sum(axis) for values in (exact, noise))
+        some = signals > 0
+        return np.array([(noises[some] / signals[some]).sum(), some.sum()])
 
 
-def measure(model: onnx.ModelProto, feeds: Sequence[Feed], threads: int, *, levels: int, per_channel: bool) -> dict[str, float]:
-    """Relative output error |noise| / |signal| of each weight product under dynamic INT8, worst first."""
-    products = weight_products(model)
-    weights = {product.name: quantize_weight(product.weight, levels, per_channel) for product in products}
-    sums: dict[str, Any] = {product.name: np.zeros(2) for product in products}
-    for tensors in _captured(model, (product.activation for product in products), feeds, threads):
-        for product in products:
-            activation = tensors[product.activation].reshape(-1, product.weight.shape[0])
-            sums[product.name] += _squares(product, activation, weights[product.name])
-    errors = {name: float(np.sqrt(noise / signal)) if signal else 0.0 for name, (signal, noise) in sums.items()}
+def measure(
+    model: Any,
+    layers: Sequence[Layer],
+    feeds: Sequence[Feed],
+    threads: int,
+    *,
+    levels: int,
+    per_channel: bool,
+    quantize: QuantizeActivation = quantize_activation,
+) -> dict[str, float]:
+    """Relative output error |noise| / |signal| of each layer with its weight and its input in INT8, worst first.
+
+    The root of the mean square over all output vectors: tokens, rows, or pixels.
+    """
+    alone = [_Alone(layer, model.opset_import, model.ir_version, threads) for layer in layers]
+    weights = [quantize_weight(layer.weight, levels, layer.channel_axis if per_channel else None) for layer in layers]
+    sums: list[Squares] = [np.zeros(2) for _ in layers]
+    for tensors in _captured(model, (layer.activation for layer in layers), feeds, threads):
+        quantized = {name: quantize(name, values) for name, values in tensors.items()}
+        for index, layer in enumerate(layers):
+            sums[index] += alone[index].shares(tensors[layer.activation], quantized[layer.activation], weights[index])
+    errors = {layer.name: float(np.sqrt(total / max(count, 1))) for layer, (total, count) in zip(layers, sums, strict=True)}
     return dict(sorted(errors.items(), key=lambda item: -item[1]))

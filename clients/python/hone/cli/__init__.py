@@ -6,7 +6,7 @@ from typing import Annotated
 import grpc
 import typer
 
-from hone.cli import cache, inference, jobs, models
+from hone.cli import cache, data, inference, jobs, models
 from hone.cli.connection import Connection
 
 app = typer.Typer(
@@ -15,6 +15,7 @@ app = typer.Typer(
 for module in (models, jobs, inference):
     module.register(app)
 app.add_typer(jobs.app, name="jobs", help="Optimization jobs.")
+app.add_typer(data.app, name="data", help="Datasets.")
 app.add_typer(cache.app, name="cache", help="The cache service.")
 
 

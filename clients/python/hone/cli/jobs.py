@@ -1,5 +1,7 @@
 """`hone optimize`, `hone techniques`, `hone jobs ls|watch|cancel|report`."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +12,7 @@ from hone.cli import show
 from hone.cli.connection import client
 from hone.client import Client
 from hone.optimization.v1 import jobs_pb2
-from hone.specs import job_spec
+from hone.specs import StepLike, job_spec
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -25,35 +27,58 @@ def optimize(
     context: typer.Context,
     source: Annotated[str, typer.Argument(help="The model to optimize: NAME, NAME@VERSION or NAME:CHANNEL.")],
     evaluation: Annotated[
-        Path, typer.Option(help="Held-out texts that candidates are judged on, one a line.", exists=True, dir_okay=False)
+        str, typer.Option(help="Held-out examples that candidates are judged on: a dataset, or a file of one text a line.")
     ],
-    calibration: Annotated[
-        Path | None, typer.Option(help="Texts for calibration, one a line, disjoint.", exists=True, dir_okay=False)
-    ] = None,
+    calibration: Annotated[str, typer.Option(help="Examples for calibration, disjoint: a dataset or a file of texts.")] = "",
+    training: Annotated[str, typer.Option(help="Examples for techniques that train, disjoint: a dataset or a file of texts.")] = "",
+    label_column: Annotated[str, typer.Option(help="The datasets' column that holds the label. Default: label.")] = "",
     recipe: Annotated[
         list[str] | None,
         typer.Option(help="A candidate as its techniques, e.g. export_onnx,dynamic_int8; may be repeated. Default: the server's."),
     ] = None,
+    recipes: Annotated[
+        Path | None,
+        typer.Option(help='Candidates with parameters, JSON: {"small": [["distill", {"layers": 3}], "export_onnx"]}.', exists=True),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="accuracy, macro_f1, perplexity or fidelity. Default: the task's.")] = "",
     min_fidelity: Annotated[float | None, typer.Option(help="Lowest fidelity to accept.")] = None,
+    max_loss: Annotated[float | None, typer.Option(help="Largest loss of the metric to accept; 0.01 is one point.")] = None,
     min_gain: Annotated[float | None, typer.Option(help="Lowest gain to accept, as a ratio.")] = None,
+    min_examples: Annotated[int | None, typer.Option(help="Fewest evaluation examples for a verdict.")] = None,
     objective: Annotated[str, typer.Option(help="throughput, latency or size.")] = "throughput",
     channel: Annotated[list[str] | None, typer.Option(help="A channel to point at the accepted version; may be repeated.")] = None,
     publish_as: Annotated[str, typer.Option(help="Publish under another model name.")] = "",
+    budget: Annotated[float, typer.Option(help="Seconds that the job may take; 0: the server's limit.")] = 0,
+    cores: Annotated[int, typer.Option(help="Cores of the job; 0: the server's default.")] = 0,
+    memory_gb: Annotated[float, typer.Option(help="Memory of the job in GB; 0: the server's default.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and an estimate; create nothing.")] = False,
     detach: Annotated[bool, typer.Option(help="Print the job's id and return.")] = False,
 ) -> None:
     """Optimize a model in a job and publish the candidate that passes."""
     spec = job_spec(
         source,
-        recipes={text.replace(",", "-"): text.split(",") for text in recipe or ()},
-        evaluation_texts=_lines(evaluation),
-        calibration_texts=_lines(calibration) if calibration else (),
+        recipes=_recipes(recipe or (), recipes),
+        evaluation=_data(evaluation, label_column),
+        calibration=_data(calibration, label_column),
+        training=_data(training, label_column),
+        metric=metric,
         min_fidelity=min_fidelity,
+        max_loss=max_loss,
         min_gain=min_gain,
+        min_examples=min_examples,
         objective=objective,
         publish_as=publish_as,
         channels=channel or (),
+        budget_seconds=budget,
+        cores=cores,
+        memory_bytes=int(memory_gb * 1e9),
+        seed=seed,
     )
     with client(context) as hone:
+        if dry_run:
+            show.console.print(show.plan(hone.jobs.plan(spec)))
+            return
         job = hone.jobs.create(spec)
         if detach:
             show.console.print(job.id)
@@ -85,17 +110,28 @@ def cancel(context: typer.Context, job: str) -> None:
 
 
 @app.command()
-def report(context: typer.Context, job: str) -> None:
+def report(
+    context: typer.Context,
+    job: str,
+    html: Annotated[Path | None, typer.Option(help="Write the report as a page with plots that opens without a network.")] = None,
+) -> None:
     """Show what a job measured."""
     with client(context) as hone:
+        if html is not None:
+            html.write_text(hone.jobs.report_page(job), encoding="utf-8")
+            show.console.print(f"written to {html}", highlight=False)
+            return
         _conclude(hone.jobs.get(job))
 
 
 def techniques(context: typer.Context) -> None:
     """List the techniques that the server knows."""
     with client(context) as hone:
-        rows = [(t.name, ", ".join(t.source_formats), t.target_format, t.summary, t.hardware_note) for t in hone.jobs.techniques()]
-    show.console.print(show.table("", ("technique", "from", "to", "what it does", "on this machine"), rows))
+        rows = [
+            (t.name, t.family, ", ".join(t.source_formats), t.target_format or "the same", t.summary, t.unavailable or t.hardware_note)
+            for t in hone.jobs.techniques()
+        ]
+    show.console.print(show.table("", ("technique", "family", "from", "to", "what it does", "on this machine"), rows))
 
 
 def follow(hone: Client, job_id: str) -> None:
@@ -104,7 +140,8 @@ def follow(hone: Client, job_id: str) -> None:
     with Progress(*columns, console=show.console) as bar:
         task = bar.add_task("queued", total=1.0)
         for event in hone.jobs.watch(job_id):
-            bar.update(task, completed=event.fraction, description=event.stage or "working")
+            loss = f", loss {event.metrics['loss']:.4g}" if "loss" in event.metrics else ""
+            bar.update(task, completed=event.fraction, description=f"{event.stage or 'working'}{loss}")
             if event.message:
                 bar.console.print(f"[dim]{event.message}[/]", highlight=False)
 
@@ -120,6 +157,27 @@ def _conclude(job: jobs_pb2.Job) -> None:
     show.console.print(f"{show.state(job)}{f', published {job.published}' if job.published else ''}")
     if job.state in (jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_REJECTED, jobs_pb2.JOB_STATE_CANCELLED):
         raise typer.Exit(1)
+
+
+def _recipes(lists: Sequence[str], path: Path | None) -> dict[str, Sequence[StepLike]]:
+    """Raises ValueError for a file that holds something else."""
+    found: dict[str, Sequence[StepLike]] = {text.replace(",", "-"): text.split(",") for text in lists}
+    content = json.loads(path.read_text()) if path else {}
+    if not isinstance(content, dict) or not all(isinstance(steps, list) for steps in content.values()):
+        raise ValueError(f"{path}: must be an object of lists of steps")
+    return found | {name: [step if isinstance(step, str) else (step[0], step[1]) for step in steps] for name, steps in content.items()}
+
+
+def _data(told: str, label_column: str) -> jobs_pb2.Data | None:
+    """A file of texts when there is one of that name, else a dataset's reference. Raises ValueError for a file that is a dataset."""
+    if not told:
+        return None
+    path = Path(told)
+    if not path.is_file():
+        return jobs_pb2.Data(dataset=told, label_column=label_column)
+    if path.suffix in (".jsonl", ".csv", ".parquet", ".npz"):
+        raise ValueError(f"{told} is a table: upload it first with `hone data push {told} NAME`, then name NAME here")
+    return jobs_pb2.Data(texts=_lines(path))
 
 
 def _lines(path: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 
 from hone.inference.v1 import inference_pb2
@@ -65,14 +65,41 @@ def report(found: jobs_pb2.Report) -> Table:
     rows = [
         ("size", *map(_size, measured)),
         ("memory", *(megabytes(m.memory_bytes) if m.memory_bytes else "" for m in measured)),
+        *(_quality_row(number, found.candidates) for number in dict.fromkeys(q.metric for c in found.candidates for q in c.qualities)),
         ("fidelity,\n95 % interval", *("1" if c is None else _interval(c.fidelity, 4) if c.HasField("fidelity") else "" for c in compared)),
         ("speed-up,\n95 % interval", *("1" if c is None else _interval(c.speedup, 2) if c.HasField("speedup") else "" for c in compared)),
         ("verdict", *("" if c is None else VERDICTS[c.verdict] for c in compared)),
     ]
     for index, workload in enumerate(found.original.workloads):
-        rows.append((f"{workload.batch_rows} × {workload.tokens}\n", *(_speed(m, index) for m in measured)))
+        shape = f"{workload.batch_rows} × {workload.tokens}" if workload.tokens else f"{workload.batch_rows} rows"
+        rows.append((f"{shape}\n", *(_speed(m, index) for m in measured)))
     title = "Candidates beside the original, measured in turns.\nRows × tokens: p50 / p99 in ms, rows per second."
     return table(title, ("", *names), rows)
+
+
+def _quality_row(metric: "jobs_pb2.Metric.ValueType", candidates: Sequence[jobs_pb2.Candidate]) -> tuple[str, ...]:
+    """The original's figure, then each candidate's with the interval of its difference."""
+    found = [next((q for q in c.qualities if q.metric == metric), None) for c in candidates]
+    original = next(q for q in found if q is not None)
+    name = jobs_pb2.Metric.Name(metric).removeprefix("METRIC_").lower().replace("_", " ")
+    cells = ["" if q is None else f"{q.candidate.estimate:.4f}\n{q.difference.low:+.4f} to {q.difference.high:+.4f}" for q in found]
+    return (f"{name},\ndifference", f"{original.original.estimate:.4f}", *cells)
+
+
+def plan(found: jobs_pb2.PlanJobResponse) -> Group:
+    """Recipes as their steps with estimates, then what will most likely disappoint."""
+    rows = [
+        (recipe.name if index == 0 else "", step.technique, f"{step.source_format} -> {step.target_format}", _seconds(step), step.basis)
+        for recipe in found.recipes
+        for index, step in enumerate(recipe.steps)
+    ]
+    rows.append(("all", "comparing and measuring", "", f"{found.evaluation_seconds:.0f} s", ""))
+    rows.append(("in all", "", "", f"{found.total_seconds:.0f} s", ""))
+    return Group(table("", ("recipe", "step", "format", "estimate", "basis"), rows), *(f"[yellow]{line}[/]" for line in found.warnings))
+
+
+def _seconds(step: jobs_pb2.PlannedStep) -> str:
+    return f"{step.estimated_seconds:.0f} s"
 
 
 def _size(measurement: jobs_pb2.Measurement) -> str:

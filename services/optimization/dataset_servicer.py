@@ -1,0 +1,164 @@
+"""DatasetService: datasets in and out of the repository."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+
+import grpc
+import structlog
+from hone.repository.v1 import datasets_pb2 as pb
+from hone.repository.v1 import datasets_pb2_grpc
+
+from services.chassis.faults import InvalidField, OutOfRange
+from services.optimization import dataset_wire, pages, wire
+from services.optimization.dataset_inspection import head, inspect_file
+from services.optimization.dataset_table import BadDataset
+from services.optimization.disk_work import chunks, on_disk
+from services.optimization.sealings import Sealings
+from services.repository.dataset_manifest import DatasetFormat, DatasetManifest
+from services.repository.datasets import NOUN, Datasets, ResolvedDataset, UnknownDataset, parse_reference
+from services.repository.references import check_name
+from services.repository.uploads import BadUpload, Upload, Uploads
+from services.repository.versions import Damaged
+
+log = structlog.get_logger("hone.datasets")
+
+NAME = pb.DESCRIPTOR.services_by_name["DatasetService"].full_name
+Context = grpc.aio.ServicerContext[object, object]
+PREVIEW_ROWS, MAX_PREVIEW_ROWS = 10, 100
+
+
+class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
+    """File work runs off the event loop; what strangers wrote is parsed in child processes."""
+
+    def __init__(self, datasets: Datasets, uploads: Uploads) -> None:
+        self._datasets = datasets
+        self._uploads = uploads
+        self._sealings: Sealings[DatasetManifest] = Sealings()
+
+    async def UploadDataset(self, request_iterator: AsyncIterator[pb.UploadDatasetRequest], context: Context) -> pb.UploadDatasetResponse:
+        first = await anext(aiter(request_iterator), None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise InvalidField("header", "must come first")
+        header = first.header
+        form = dataset_wire.format_from(header)
+        _name("header.name", header.name)
+        made = await self._made(header)
+        if made is None:
+            upload = await on_disk(self._uploads.begin, header.upload_id, header.name, [dataset_wire.file_from(header, form)])
+            made = await self._received(request_iterator, header, form, upload)
+        return pb.UploadDatasetResponse(dataset=dataset_wire.dataset_message(made))
+
+    async def _received(
+        self, requests: AsyncIterator[pb.UploadDatasetRequest], header: pb.DatasetUploadHeader, form: DatasetFormat, upload: Upload
+    ) -> DatasetManifest:
+        """The version made of what arrives, by this stream or by a faster one of the same upload."""
+        try:
+            await _receive(requests, upload, form.file_name)
+            # A stream whose caller has gone ends like a finished one: it must not be sealed, nor its fault told to who comes back.
+            await on_disk(upload.check_complete)
+        except BadUpload:
+            made = await self._made(header)
+            if made is None:
+                raise
+            return made
+        seal = partial(on_disk, self._seal, upload, header.upload_id, header.name, form)
+        return await self._sealings.once(header.upload_id, seal)
+
+    async def _made(self, header: pb.DatasetUploadHeader) -> DatasetManifest | None:
+        """The version that the upload became, or is becoming, if it was finished before."""
+        running = self._sealings.running(header.upload_id)
+        if running is not None:
+            return await running
+        return await on_disk(self._datasets.find, header.name, header.upload_id) if header.upload_id else None
+
+    def _seal(self, upload: Upload, upload_id: str, name: str, form: DatasetFormat) -> DatasetManifest:
+        """Parses in a child process, then seals; what does not parse is dropped, since resuming could not mend it."""
+        made = self._datasets.find(name, upload_id)  # a stream that began before the upload was sealed may end after
+        if made is not None:
+            return made
+        folder = upload.finish()
+        try:
+            with self._datasets.staging() as staged:
+                version = folder.rename(staged / "version")  # before it is judged: no other stream writes to it any more
+                contents = inspect_file(version / form.file_name, form)
+                return self._datasets.seal(version, name, form, contents, upload_id)
+        finally:
+            self._uploads.forget(upload_id)
+
+    async def GetUpload(self, request: pb.DatasetServiceGetUploadRequest, context: Context) -> pb.DatasetServiceGetUploadResponse:
+        received = await on_disk(self._uploads.received_bytes, request.upload_id)
+        return pb.DatasetServiceGetUploadResponse(received_bytes=sum(received.values()))
+
+    async def GetDataset(self, request: pb.GetDatasetRequest, context: Context) -> pb.GetDatasetResponse:
+        resolved = await self._resolved(request.reference)
+        return pb.GetDatasetResponse(dataset=dataset_wire.dataset_message(resolved.manifest))
+
+    async def ListDatasets(self, request: pb.ListDatasetsRequest, context: Context) -> pb.ListDatasetsResponse:
+        if request.name:
+            _name("name", request.name)
+        size, after = pages.page_size(request.page_size), pages.page_start(request.page_token)
+        return await on_disk(self._list, request.name, size, after)
+
+    def _list(self, name: str, size: int, after: pages.Key) -> pb.ListDatasetsResponse:
+        if name and not self._datasets.versions(name):
+            raise UnknownDataset(f"no dataset {name!r}")
+        names = [name] if name else [known for known in self._datasets.names() if known >= after[0]]
+        keys = [(known, version) for known in names for version in self._datasets.versions(known) if (known, version) > after]
+        page, token = pages.cut(keys, size)
+        found = [dataset_wire.dataset_message(manifest) for key in page if (manifest := self._readable(*key)) is not None]
+        return pb.ListDatasetsResponse(datasets=found, next_page_token=token)
+
+    def _readable(self, name: str, version: int) -> DatasetManifest | None:
+        """One damaged version must not hide all others; GetDataset still tells of it."""
+        try:
+            return self._datasets.manifest(name, version)
+        except (Damaged, UnknownDataset) as error:  # or deleted since it was listed
+            log.error("a version cannot be listed", dataset=f"{name}@{version}", error=str(error))
+            return None
+
+    async def DownloadDataset(self, request: pb.DownloadDatasetRequest, context: Context) -> AsyncIterator[pb.DownloadDatasetResponse]:
+        resolved = await self._resolved(request.reference)
+        size_bytes = resolved.manifest.file.size_bytes
+        if not 0 <= request.offset <= size_bytes:
+            raise OutOfRange(f"offset: {request.offset} lies outside of the file's {size_bytes} bytes")
+        yield pb.DownloadDatasetResponse(dataset=dataset_wire.dataset_message(resolved.manifest))
+        try:
+            async for offset, data in chunks(resolved.path, request.offset):
+                yield pb.DownloadDatasetResponse(chunk=pb.DatasetChunk(offset=offset, data=data))
+        except FileNotFoundError:
+            raise UnknownDataset(f"{resolved.manifest.reference} was deleted meanwhile") from None
+
+    async def PreviewDataset(self, request: pb.PreviewDatasetRequest, context: Context) -> pb.PreviewDatasetResponse:
+        if not 0 <= request.rows <= MAX_PREVIEW_ROWS:
+            raise InvalidField("rows", f"must be 1 to {MAX_PREVIEW_ROWS}, not {request.rows}")
+        resolved = await self._resolved(request.reference)
+        try:
+            rows = await asyncio.to_thread(head, resolved.path.parent, request.rows or PREVIEW_ROWS)
+        except BadDataset as error:  # it did parse when it came
+            await self._resolved(resolved.manifest.reference)  # or it was deleted meanwhile
+            raise Damaged(f"{resolved.manifest.reference}: {error}") from error
+        return pb.PreviewDatasetResponse(dataset=dataset_wire.dataset_message(resolved.manifest), rows=map(wire.struct, rows))
+
+    async def DeleteVersion(
+        self, request: pb.DatasetServiceDeleteVersionRequest, context: Context
+    ) -> pb.DatasetServiceDeleteVersionResponse:
+        if request.version < 1:
+            raise InvalidField("version", f"must be a whole number from 1, not {request.version}")
+        await on_disk(self._datasets.delete, _name("name", request.name), request.version)
+        return pb.DatasetServiceDeleteVersionResponse()
+
+    async def _resolved(self, reference: str) -> ResolvedDataset:
+        wire.named("reference", parse_reference, reference)
+        return await asyncio.to_thread(self._datasets.resolve, reference)
+
+
+async def _receive(requests: AsyncIterator[pb.UploadDatasetRequest], upload: Upload, file_name: str) -> None:
+    async for request in requests:
+        if request.WhichOneof("part") != "chunk":
+            raise InvalidField("header", "must come once")
+        await on_disk(upload.write, file_name, request.chunk.offset, request.chunk.data)
+
+
+def _name(field: str, name: str) -> str:
+    return wire.named(field, partial(check_name, noun=NOUN), name)

@@ -1,0 +1,192 @@
+"""From a job's specification to what its worker is handed, and to an estimate of what that will take."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.optimization import folder
+from services.optimization.data import Data, check, read
+from services.optimization.examples import Examples
+from services.optimization.execution import HISTORY, Plan
+from services.optimization.failures import NotEnoughData
+from services.optimization.history import History
+from services.optimization.kept import KeptSteps
+from services.optimization.metrics import Metric, metric_of
+from services.optimization.recipe import Kinds, Recipe, default_recipes, parse_parameters, validate_recipes
+from services.optimization.spec import DataSource, Spec
+from services.optimization.steps import Materials, Steps
+from services.optimization.techniques import Model, find
+from services.repository.datasets import Datasets
+from services.repository.manifest import Format, Signature
+
+_COMPARE_SECONDS_PER_EXAMPLE_AND_MB = 0.0002
+_FOOTPRINT_SECONDS = 6.0  # a fresh process that imports an engine
+
+
+class Refused(ValueError):
+    """A specification that cannot become a job; `field` names where."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field, self.reason = field, reason
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    technique: str
+    parameters: Mapping[str, Any]
+    source_format: Format
+    target_format: Format
+    seconds: float
+    basis: str
+
+
+@dataclass(frozen=True)
+class PlannedRecipe:
+    name: str
+    steps: tuple[PlannedStep, ...]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job would do; warnings are sentences."""
+
+    recipes: tuple[PlannedRecipe, ...]
+    evaluation_seconds: float
+    warnings: tuple[str, ...]
+
+    @property
+    def total_seconds(self) -> float:
+        return self.evaluation_seconds + sum(step.seconds for recipe in self.recipes for step in recipe.steps)
+
+
+def kinds_of(spec: Spec) -> Kinds:
+    return Kinds(calibration=bool(spec.calibration), training=bool(spec.training))
+
+
+def resolve(spec: Spec, signature: Signature, datasets: Datasets) -> Spec:
+    """The specification with datasets by version, checked as far as can be without reading them.
+
+    Raises Refused; BadName or UnknownDataset for a reference that is none.
+    """
+    resolved: dict[str, Any] = {}
+    for kind in ("evaluation", "calibration", "training"):
+        source: DataSource = getattr(spec, kind)
+        resolved[kind] = _resolved(source, signature, datasets, kind)
+    if not spec.evaluation:
+        raise Refused("evaluation", "must not be empty: nothing is published unmeasured")
+    _check_texts(spec)
+    _metric(spec, signature, datasets)
+    _check_recipes(spec, signature)
+    return spec.model_copy(update=resolved)
+
+
+def _resolved(source: DataSource, signature: Signature, datasets: Datasets, field: str) -> DataSource:
+    manifest = datasets.resolve(source.dataset).manifest if source.dataset else None
+    try:
+        check(source, manifest, signature)
+    except ValueError as error:
+        raise Refused(field, str(error)) from error
+    return source.model_copy(update={"dataset": manifest.reference}) if manifest else source
+
+
+def _metric(spec: Spec, signature: Signature, datasets: Datasets) -> Metric:
+    manifest = datasets.resolve(spec.evaluation.dataset).manifest if spec.evaluation.dataset else None
+    labelled = check(spec.evaluation, manifest, signature) and bool(signature.labels)
+    try:
+        return metric_of(signature.task, spec.metric, labelled=labelled)
+    except ValueError as error:
+        raise Refused("metric", str(error)) from error
+
+
+def _check_recipes(spec: Spec, signature: Signature) -> None:
+    recipes = recipes_of(spec, signature)
+    if not recipes:
+        raise Refused("recipes", f"there are no defaults for a {signature.task} model in the format {signature.format}; name the steps")
+    try:
+        validate_recipes(recipes, signature, kinds_of(spec))
+    except ValueError as error:
+        field, _, reason = str(error).partition(": ")
+        raise Refused(field, reason) from error
+
+
+def _check_texts(spec: Spec) -> None:
+    """A text seen twice is one example, and one that was calibrated or trained on proves nothing."""
+    seen: set[str] = set()
+    for name, source in (("training", spec.training), ("calibration", spec.calibration), ("evaluation", spec.evaluation)):
+        for index, text in enumerate(source.texts):
+            if not text.strip() or text in seen:
+                raise Refused(f"{name}.texts[{index}]", "must be neither empty nor the same as another text")
+            seen.add(text)
+
+
+def recipes_of(spec: Spec, signature: Signature) -> tuple[Recipe, ...]:
+    return spec.recipes or default_recipes(signature, kinds_of(spec))
+
+
+def plan(spec: Spec, signature: Signature, datasets: Datasets, *, threads: int, evaluation_seconds: float) -> Plan:
+    """What a worker carries out; `spec` is as `resolve` answered it. Raises UnknownDataset, Damaged."""
+    return Plan(
+        recipes=recipes_of(spec, signature),
+        evaluation=_data(spec.evaluation, datasets),
+        calibration=_data(spec.calibration, datasets),
+        training=_data(spec.training, datasets),
+        metric=spec.metric,
+        gates=spec.gates,
+        objective=spec.objective,
+        seed=spec.seed,
+        threads=threads,
+        evaluation_seconds=evaluation_seconds,
+    )
+
+
+def _data(source: DataSource, datasets: Datasets) -> Data:
+    if not source.dataset:
+        return Data(source=source)
+    found = datasets.resolve(source.dataset)
+    return Data(source=source, path=found.path, format=found.manifest.format)
+
+
+def estimate(spec: Spec, original: Model, datasets: Datasets, kept_steps: Path, evaluation_seconds: float) -> Estimate:
+    """Reads the data, so that what does not fit is told now. `spec` is as `resolve` answered it. Raises Refused."""
+    found = {kind: _examples(getattr(spec, kind), datasets, original.signature, kind) for kind in ("evaluation", "calibration", "training")}
+    materials = Materials(original, found["calibration"], found["training"], spec.seed, threads=1)
+    history = History(kept_steps / HISTORY)
+    steps = Steps(materials, KeptSteps(kept_steps), history, kept_steps)
+    megabytes = folder.size_bytes(original.folder) / 1e6
+    recipes = recipes_of(spec, original.signature)
+    planned = tuple(PlannedRecipe(recipe.name, tuple(_planned(recipe, materials, steps, history, megabytes))) for recipe in recipes)
+    examples = len(found["evaluation"])
+    comparing = (len(recipes) + 1) * (_COMPARE_SECONDS_PER_EXAMPLE_AND_MB * examples * megabytes + _FOOTPRINT_SECONDS)
+    return Estimate(planned, evaluation_seconds + comparing, tuple(_warnings(spec, recipes, examples)))
+
+
+def _examples(source: DataSource, datasets: Datasets, signature: Signature, field: str) -> Examples:
+    try:
+        return read(_data(source, datasets), signature)
+    except NotEnoughData as error:
+        raise Refused(field, str(error)) from error
+
+
+def _planned(recipe: Recipe, materials: Materials, steps: Steps, history: History, megabytes: float) -> Iterator[PlannedStep]:
+    model: Model | None = materials.original
+    current = materials.original.signature.format
+    for step in recipe.steps:
+        technique = find(step.technique)
+        parameters = parse_parameters(technique, step, "step")
+        kept = steps.find(model, step) if model else None
+        model = kept[0] if kept else None
+        examples = len(materials.training_for(parameters))
+        seconds, basis = (0.0, "kept") if kept else history.estimate(technique, parameters, megabytes, examples)
+        target = technique.target_of(current)
+        yield PlannedStep(technique.name, parameters.model_dump(mode="json"), current, target, seconds, basis)
+        current = target
+
+
+def _warnings(spec: Spec, recipes: tuple[Recipe, ...], examples: int) -> Iterator[str]:
+    if examples < spec.gates.min_examples:
+        yield f"{examples} evaluation examples are fewer than the {spec.gates.min_examples} that the gates ask for: the verdict will be INCONCLUSIVE"
+    for name in dict.fromkeys(step.technique for recipe in recipes for step in recipe.steps):
+        if note := find(name).hardware_note():
+            yield f"{name}: {note}"

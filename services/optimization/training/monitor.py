@@ -1,0 +1,31 @@
+"""A run's progress as others see it: seldom enough not to be felt."""
+
+from collections.abc import Callable, Mapping
+
+from services.optimization.techniques.technique import NO_METRICS, Tell
+
+SECONDS_BETWEEN = 0.25
+
+
+class Monitor:
+    """Tells within `share` of a technique's own progress; curve points at most four times a second, log lines always."""
+
+    def __init__(self, tell: Tell, share: tuple[float, float], clock: Callable[[], float]) -> None:
+        self._tell = tell
+        self._begin, self._end = share
+        self._clock = clock
+        self._last = -SECONDS_BETWEEN
+
+    def point(self, fraction: float, step: int, metrics: Mapping[str, float]) -> None:
+        if self._clock() - self._last >= SECONDS_BETWEEN:
+            self.line(fraction, "", step, metrics)
+
+    def advance(self, fraction: float, message: str) -> None:
+        """A line without a point, as seldom as points."""
+        if self._clock() - self._last >= SECONDS_BETWEEN:
+            self.line(fraction, message)
+
+    def line(self, fraction: float, message: str, step: int = 0, metrics: Mapping[str, float] = NO_METRICS) -> None:
+        """Raises BudgetExceeded past the job's time."""
+        self._last = self._clock()
+        self._tell(self._begin + (self._end - self._begin) * fraction, message, step=step, metrics=metrics)
