@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from services.optimization.examples import Examples
-from services.optimization.techniques import Context, Model, Outcome, find
+from services.optimization.techniques import Context, Model, Outcome, Technique, find
 from services.repository.manifest import Signature
 
 
 def apply(
-    name: str,
+    technique: str | Technique,
     source: Path,
     signature: Signature,
     root: Path,
@@ -19,7 +19,7 @@ def apply(
     **parameters: Any,
 ) -> tuple[Path, Outcome]:
     """The folder that the technique made below `root`, which must be new, and its outcome."""
-    technique = find(name)
+    found = find(technique) if isinstance(technique, str) else technique
     target, scratch, checkpoints, outputs = (root / part for part in ("target", "scratch", "checkpoints", "outputs"))
     for folder in (target, scratch, checkpoints, outputs):
         folder.mkdir(parents=True)
@@ -30,7 +30,7 @@ def apply(
         scratch=scratch,
         checkpoints=checkpoints,
         outputs=outputs,
-        parameters=technique.parameters.model_validate(parameters),
+        parameters=found.parameters.model_validate(parameters),
         calibration=calibration or Examples(),
         training=training or Examples(),
         original=Model(source, signature),
@@ -38,4 +38,4 @@ def apply(
         threads=1,
         progress=lambda share, message, **figures: None,
     )
-    return target, technique.apply(context)
+    return target, found.apply(context)

@@ -59,5 +59,9 @@ def load(folder: Path, signature: Signature, threads: int, parallel_runs: int = 
     `threads` work inside one run; `parallel_runs` go on at once without waiting for one another, more are right but may wait.
     A program is executed: only folders that our own jobs made may come here, see repository.programs.
     """
-    loaded: Backend = import_module(engine_module(signature.format)).load(folder, signature, threads, parallel_runs)
+    try:
+        engine = import_module(engine_module(signature.format))
+    except ModuleNotFoundError as error:  # OpenVINO is an extra
+        raise LoadError(f"{signature.format} models need {error.name}, which is not installed here") from error
+    loaded: Backend = engine.load(folder, signature, threads, parallel_runs)
     return loaded

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 
 from services.backends import Array, LoadError, RunError
 from services.backends.datatypes import check_inputs
@@ -25,10 +26,6 @@ def _properties(signature: Signature, threads: int, parallel_runs: int) -> dict[
 
 
 def _compiled(folder: Path, properties: Mapping[str, Any]) -> Any:
-    try:
-        import openvino
-    except ImportError as error:
-        raise LoadError("OpenVINO is not installed here; the extra `openvino` brings it") from error
     try:
         core = openvino.Core()
         return core.compile_model(core.read_model(folder / FILE_NAME, folder / WEIGHTS_NAME), "CPU", dict(properties))

@@ -15,6 +15,7 @@ from services.optimization.errors import ERRORS
 from services.optimization.runner import Runner
 from services.optimization.settings import OptimizationSettings
 from services.optimization.store import JobStore
+from services.optimization.writers import writing
 from services.repository.datasets import Datasets
 from services.repository.store import Repository
 from services.repository.uploads import UploadLimits, Uploads
@@ -30,12 +31,12 @@ async def main(settings: OptimizationSettings) -> None:
         uploads = Uploads(repository.root / "uploads", UploadLimits(settings.max_upload_bytes))
         # A folder of their own: an upload id is a model's or a dataset's without either knowing of the other.
         dataset_uploads = Uploads(repository.root / "dataset-uploads", UploadLimits(settings.max_upload_bytes), "header.file")
-        await asyncio.to_thread(_tidy, repository, (uploads, dataset_uploads))
-        store = JobStore.at(settings.folder)
+        stack.enter_context(writing(repository.root, lambda: _tidy(repository, (uploads, dataset_uploads))))
+        store = JobStore.open(settings.database, settings.folder)
         stack.callback(store.close)
         runner = Runner(store, repository, settings)
         await stack.enter_async_context(_running(runner))
-        jobs = job_servicer.JobServicer(store, runner, repository, Datasets(repository.root), settings)
+        jobs = job_servicer.JobServicer(store, runner, repository, settings)
         jobs_pb2_grpc.add_JobServiceServicer_to_server(jobs, server.grpc)
         models_pb2_grpc.add_ModelServiceServicer_to_server(model_servicer.ModelServicer(repository, uploads), server.grpc)
         datasets = dataset_servicer.DatasetServicer(Datasets(repository.root), dataset_uploads)
@@ -48,7 +49,7 @@ async def main(settings: OptimizationSettings) -> None:
 
 
 def _tidy(repository: Repository, every: Iterable[Uploads]) -> None:
-    """This service alone writes to the repository, so what is unfinished there was left by an earlier life of it."""
+    """Nobody else writes to the repository now, so what is unfinished there was left by somebody's earlier life."""
     repository.sweep()
     for uploads in every:
         uploads.sweep(time.time() - UPLOAD_LIFE_S)

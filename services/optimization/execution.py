@@ -39,6 +39,13 @@ class Progress(Protocol):
         """`fraction` of the whole, which never falls; `message` is a line for the log, `metrics` points of curves at `step`."""
 
 
+class Teacher(Frozen):
+    """The model that training learns from, where it is not the source."""
+
+    folder: Path
+    signature: Signature
+
+
 class Plan(Frozen):
     """What to try, on what data, and what to hold."""
 
@@ -46,6 +53,7 @@ class Plan(Frozen):
     evaluation: Data = Data()
     calibration: Data = Data()
     training: Data = Data()
+    teacher: Teacher | None = None
     metric: Metric | None = None
     gates: Gates = Gates()
     objective: Objective = Objective.THROUGHPUT
@@ -209,8 +217,9 @@ def execute(
     metric = metric_of(signature.task, plan.metric, labelled=evaluation.is_labelled)
     source = Model(original.resolve(), signature)
     kept = KeptSteps(kept_steps)
+    teacher = Model(plan.teacher.folder, plan.teacher.signature) if plan.teacher else source
     steps = Steps(
-        Materials(source, calibration, training, plan.seed, plan.threads), kept, History(kept_steps.resolve() / HISTORY), scratch.resolve()
+        Materials(teacher, calibration, training, plan.seed, plan.threads), kept, History(kept_steps.resolve() / HISTORY), scratch.resolve()
     )
     run = _Run(plan, source, steps, progress, _make_until(plan, deadline))
     run.make_all()

@@ -10,7 +10,8 @@ from services.repository.manifest import FILE_NAME as MANIFEST
 from services.repository.manifest import Signature
 
 # What describes a model beside its weights. Carried along by every technique, so that a result, downloaded and uploaded
-# again, is still read as what it is: labels and lengths from config.json, the size of images from preprocessor_config.json, pooling from sentence-transformers' files.
+# again, is still read as what it is: labels and lengths from config.json, the size of images from preprocessor_config.json,
+# pooling from sentence-transformers' files.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "merges.txt")
 DESCRIPTION_FILES = ("config.json", "preprocessor_config.json", "sentence_bert_config.json")
 SENTENCE_TRANSFORMERS_FILES = ("modules.json", "1_Pooling/config.json", "config_sentence_transformers.json")

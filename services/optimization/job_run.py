@@ -22,8 +22,9 @@ from services.optimization.spec import Spec
 from services.optimization.store import JobStore, LeaseLost
 from services.optimization.worker import CHOSEN, RESULT, TASK, Outcome, Task
 from services.optimization.worker_process import Failure, Limits, WorkerProcess
-from services.repository.datasets import Datasets, UnknownDataset
+from services.repository.datasets import UnknownDataset
 from services.repository.manifest import Manifest
+from services.repository.programs import ForeignProgram, verified_folder
 from services.repository.store import Damaged, Repository, UnknownModel
 
 log = structlog.get_logger("hone.jobs")
@@ -81,7 +82,7 @@ class JobRun:
             log.warning("job left to another replica", job=self.job.id, reason=str(error))
         except IllegalTransition:  # cancelled, here or by another replica
             await self._settle_cancelled()
-        except (UnknownModel, Damaged) as error:
+        except (UnknownModel, Damaged, ForeignProgram) as error:
             await self._fail(Failure(FailureClass.BAD_MODEL, f"source: {error}"))
         except UnknownDataset as error:
             await self._fail(Failure(FailureClass.NOT_ENOUGH_DATA, str(error)))
@@ -116,13 +117,13 @@ class JobRun:
         plan = planning.plan(
             spec,
             signature,
-            Datasets(room.repository.root),
+            room.repository,
             threads=len(self.share.cores),
             evaluation_seconds=room.settings.evaluation_s,
         )
         task = Task(
             plan=plan,
-            original=source.folder,
+            original=verified_folder(room.repository, source.manifest),
             signature=signature,
             scratch=folder / "scratch",
             kept_steps=room.kept_steps,

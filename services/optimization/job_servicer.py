@@ -14,11 +14,11 @@ from services.optimization import page, planning, wire
 from services.optimization.jobs import Job, State
 from services.optimization.report import Report
 from services.optimization.runner import Runner
+from services.optimization.scheduling import OverBudget
 from services.optimization.settings import OptimizationSettings
 from services.optimization.spec import Spec
 from services.optimization.store import JobStore, UnknownJob
 from services.optimization.techniques import TECHNIQUES, Model
-from services.repository.datasets import Datasets
 from services.repository.references import parse
 from services.repository.store import Repository, Resolved
 
@@ -30,11 +30,10 @@ RETRY_QUEUE_S = 30.0
 class JobServicer(jobs_pb2_grpc.JobServiceServicer):
     """Everything that can be known without running is checked when a job is created."""
 
-    def __init__(self, store: JobStore, runner: Runner, repository: Repository, datasets: Datasets, settings: OptimizationSettings) -> None:
+    def __init__(self, store: JobStore, runner: Runner, repository: Repository, settings: OptimizationSettings) -> None:
         self._store = store
         self._runner = runner
         self._repository = repository
-        self._datasets = datasets
         self._max_queued = settings.max_queued_jobs
         self._evaluation_s = settings.evaluation_s
         self._closed = False
@@ -71,9 +70,13 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
             raise InvalidField("spec.source", "must name a model")
         source = self._repository.resolve(wire.named("spec.source", parse, spec.source))
         try:
-            return source, planning.resolve(spec, source.manifest.signature, self._datasets)
+            self._runner.check_budget(spec.budget)
+            return source, planning.resolve(spec, source.manifest.signature, self._repository)
         except planning.Refused as error:
             raise InvalidField(f"spec.{error.field}", error.reason) from error
+        except OverBudget as error:
+            field, _, reason = str(error).partition(": ")
+            raise InvalidField(f"spec.{field}", reason) from error
 
     async def PlanJob(self, request: pb.PlanJobRequest, context: Context) -> pb.PlanJobResponse:
         source, spec = await asyncio.to_thread(self._resolve, wire.spec_from(request.spec))
@@ -82,7 +85,7 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
     def _estimate(self, source: Resolved, spec: Spec) -> planning.Estimate:
         original = Model(source.folder, source.manifest.signature)
         try:
-            return planning.estimate(spec, original, self._datasets, self._runner.kept_steps, self._evaluation_s)
+            return planning.estimate(spec, original, self._repository, self._runner.kept_steps, self._evaluation_s)
         except planning.Refused as error:
             raise InvalidField(f"spec.{error.field}", error.reason) from error
 

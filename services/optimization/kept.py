@@ -4,6 +4,7 @@ Beside them, what unfinished steps go on from after a kill, and what expensive m
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -21,6 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from services.optimization import folder
+from services.optimization.exhaustion import disk_is_full
 from services.repository.manifest import Frozen, Signature
 
 _MODEL, _RECORD, _STAGING, _CHECKPOINTS, _OUTPUTS = "model", "step.json", "staging", "checkpoints", "outputs"
@@ -167,12 +169,20 @@ class KeptSteps:
 
     @contextlib.contextmanager
     def stage(self) -> Iterator[Path]:
-        """An empty model folder to fill. It is gone afterwards unless `keep` took it."""
+        """An empty model folder to fill. It is gone afterwards unless `keep` took it.
+
+        A full disk is raised as what it is, an OSError, also where a library or a technique has wrapped it: it is no fault of
+        the recipe's, which would be called infeasible.
+        """
         staged = self._root / _STAGING / uuid.uuid4().hex
         (staged / _MODEL).mkdir(parents=True)
         with _locked(staged):
             try:
                 yield staged / _MODEL
+            except Exception as error:
+                if disk_is_full(error):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+                raise
             finally:
                 shutil.rmtree(staged, ignore_errors=True)
 

@@ -8,7 +8,7 @@ from typing import Any
 from services.optimization import folder
 from services.optimization.data import Data, check, read
 from services.optimization.examples import Examples
-from services.optimization.execution import HISTORY, Plan
+from services.optimization.execution import HISTORY, Plan, Teacher
 from services.optimization.failures import NotEnoughData
 from services.optimization.history import History
 from services.optimization.kept import KeptSteps
@@ -19,6 +19,8 @@ from services.optimization.steps import Materials, Steps
 from services.optimization.techniques import Model, find
 from services.repository.datasets import Datasets
 from services.repository.manifest import Format, Signature
+from services.repository.references import BadName
+from services.repository.store import Repository
 
 _COMPARE_SECONDS_PER_EXAMPLE_AND_MB = 0.0002
 _FOOTPRINT_SECONDS = 6.0  # a fresh process that imports an engine
@@ -65,12 +67,13 @@ def kinds_of(spec: Spec) -> Kinds:
     return Kinds(calibration=bool(spec.calibration), training=bool(spec.training))
 
 
-def resolve(spec: Spec, signature: Signature, datasets: Datasets) -> Spec:
-    """The specification with datasets by version, checked as far as can be without reading them.
+def resolve(spec: Spec, signature: Signature, repository: Repository) -> Spec:
+    """The specification with datasets and teacher by version, checked as far as can be without reading them.
 
-    Raises Refused; BadName or UnknownDataset for a reference that is none.
+    Raises Refused; UnknownDataset or UnknownModel for a reference to what is not there.
     """
-    resolved: dict[str, Any] = {}
+    datasets = Datasets(repository.root)
+    resolved: dict[str, Any] = {"teacher": _resolved_teacher(spec.teacher, signature, repository)}
     for kind in ("evaluation", "calibration", "training"):
         source: DataSource = getattr(spec, kind)
         resolved[kind] = _resolved(source, signature, datasets, kind)
@@ -82,11 +85,30 @@ def resolve(spec: Spec, signature: Signature, datasets: Datasets) -> Spec:
     return spec.model_copy(update=resolved)
 
 
-def _resolved(source: DataSource, signature: Signature, datasets: Datasets, field: str) -> DataSource:
-    manifest = datasets.resolve(source.dataset).manifest if source.dataset else None
+def _resolved_teacher(reference: str, signature: Signature, repository: Repository) -> str:
+    if not reference:
+        return ""
     try:
+        manifest = repository.resolve(reference).manifest
+    except BadName as error:
+        raise Refused("teacher", str(error)) from error
+    for what, wanted in (("task", signature.task), ("labels", signature.labels), ("outputs", signature.outputs), ("format", Format.HUGGINGFACE)):
+        if getattr(manifest.signature, what) != wanted:
+            raise Refused("teacher", f"{manifest.reference} has other {what} than a teacher of this source: {_plain(manifest.signature, what)}")
+    return manifest.reference
+
+
+def _plain(signature: Signature, what: str) -> str:
+    """A signature's field for a sentence."""
+    value = getattr(signature, what)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _resolved(source: DataSource, signature: Signature, datasets: Datasets, field: str) -> DataSource:
+    try:
+        manifest = datasets.resolve(source.dataset).manifest if source.dataset else None
         check(source, manifest, signature)
-    except ValueError as error:
+    except ValueError as error:  # BadName is one
         raise Refused(field, str(error)) from error
     return source.model_copy(update={"dataset": manifest.reference}) if manifest else source
 
@@ -125,13 +147,15 @@ def recipes_of(spec: Spec, signature: Signature) -> tuple[Recipe, ...]:
     return spec.recipes or default_recipes(signature, kinds_of(spec))
 
 
-def plan(spec: Spec, signature: Signature, datasets: Datasets, *, threads: int, evaluation_seconds: float) -> Plan:
-    """What a worker carries out; `spec` is as `resolve` answered it. Raises UnknownDataset, Damaged."""
+def plan(spec: Spec, signature: Signature, repository: Repository, *, threads: int, evaluation_seconds: float) -> Plan:
+    """What a worker carries out; `spec` is as `resolve` answered it. Raises UnknownDataset, UnknownModel, Damaged."""
+    datasets = Datasets(repository.root)
     return Plan(
         recipes=recipes_of(spec, signature),
         evaluation=_data(spec.evaluation, datasets),
         calibration=_data(spec.calibration, datasets),
         training=_data(spec.training, datasets),
+        teacher=_teacher(spec, repository),
         metric=spec.metric,
         gates=spec.gates,
         objective=spec.objective,
@@ -141,6 +165,13 @@ def plan(spec: Spec, signature: Signature, datasets: Datasets, *, threads: int, 
     )
 
 
+def _teacher(spec: Spec, repository: Repository) -> Teacher | None:
+    if not spec.teacher:
+        return None
+    found = repository.resolve(spec.teacher)
+    return Teacher(folder=found.folder, signature=found.manifest.signature)
+
+
 def _data(source: DataSource, datasets: Datasets) -> Data:
     if not source.dataset:
         return Data(source=source)
@@ -148,15 +179,17 @@ def _data(source: DataSource, datasets: Datasets) -> Data:
     return Data(source=source, path=found.path, format=found.manifest.format)
 
 
-def estimate(spec: Spec, original: Model, datasets: Datasets, kept_steps: Path, evaluation_seconds: float) -> Estimate:
+def estimate(spec: Spec, original: Model, repository: Repository, kept_steps: Path, evaluation_seconds: float) -> Estimate:
     """Reads the data, so that what does not fit is told now. `spec` is as `resolve` answered it. Raises Refused."""
+    datasets = Datasets(repository.root)
     found = {kind: _examples(getattr(spec, kind), datasets, original.signature, kind) for kind in ("evaluation", "calibration", "training")}
-    materials = Materials(original, found["calibration"], found["training"], spec.seed, threads=1)
+    teacher = _teacher(spec, repository)
+    materials = Materials(Model(teacher.folder, teacher.signature) if teacher else original, found["calibration"], found["training"], spec.seed, threads=1)
     history = History(kept_steps / HISTORY)
     steps = Steps(materials, KeptSteps(kept_steps), history, kept_steps)
     megabytes = folder.size_bytes(original.folder) / 1e6
     recipes = recipes_of(spec, original.signature)
-    planned = tuple(PlannedRecipe(recipe.name, tuple(_planned(recipe, materials, steps, history, megabytes))) for recipe in recipes)
+    planned = tuple(PlannedRecipe(recipe.name, tuple(_planned(recipe, original, materials, steps, history, megabytes))) for recipe in recipes)
     examples = len(found["evaluation"])
     comparing = (len(recipes) + 1) * (_COMPARE_SECONDS_PER_EXAMPLE_AND_MB * examples * megabytes + _FOOTPRINT_SECONDS)
     return Estimate(planned, evaluation_seconds + comparing, tuple(_warnings(spec, recipes, examples)))
@@ -169,9 +202,9 @@ def _examples(source: DataSource, datasets: Datasets, signature: Signature, fiel
         raise Refused(field, str(error)) from error
 
 
-def _planned(recipe: Recipe, materials: Materials, steps: Steps, history: History, megabytes: float) -> Iterator[PlannedStep]:
-    model: Model | None = materials.original
-    current = materials.original.signature.format
+def _planned(recipe: Recipe, original: Model, materials: Materials, steps: Steps, history: History, megabytes: float) -> Iterator[PlannedStep]:
+    model: Model | None = original
+    current = original.signature.format
     for step in recipe.steps:
         technique = find(step.technique)
         parameters = parse_parameters(technique, step, "step")

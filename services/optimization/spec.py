@@ -65,6 +65,7 @@ class Spec(Frozen):
     publish: Publication = Publication()
     budget: Budget = Budget()
     seed: int = Field(0, ge=0)
+    teacher: str = ""  # empty: the source
 
     @property
     def fingerprint(self) -> str:

@@ -25,7 +25,7 @@ DEFAULT_CALIBRATION = 512  # of the training examples, where there is no calibra
 class Materials:
     """What every step of a job may use."""
 
-    original: Model
+    teacher: Model
     calibration: Examples
     training: Examples
     seed: int
@@ -76,7 +76,7 @@ class Steps:
                 "parameters": parameters.model_dump(mode="json"),
                 "calibration": materials.calibration_for(parameters).digest if parameters.uses_calibration() else None,
                 "training": materials.training.digest if trains else None,
-                "original": folder.content_digest(materials.original.folder, materials.original.signature) if trains else None,
+                "teacher": folder.content_digest(materials.teacher.folder, materials.teacher.signature) if trains else None,
                 "seed": materials.seed,
                 "libraries": dict(library_versions()),
                 "cpu_features": sorted(cpu_features()),
@@ -106,7 +106,7 @@ class Steps:
             parameters=parameters,
             calibration=materials.calibration_for(parameters),
             training=materials.training_for(parameters),
-            original=materials.original,
+            original=materials.teacher,
             seed=materials.seed,
             threads=materials.threads,
             progress=tell,

@@ -98,6 +98,7 @@ def spec_from(message: pb.JobSpec) -> Spec:
                 "objective": _OBJECTIVES[message.objective],
                 "publish": {"name": message.publish.name, "channels": tuple(message.publish.channels)},
                 "seed": message.seed,
+                "teacher": message.teacher,
             }
         ),
     )
@@ -175,6 +176,7 @@ def _spec_message(spec: Spec, *, brief: bool) -> pb.JobSpec:
         objective=pb.Objective.Value(f"OBJECTIVE_{spec.objective}"),
         publish=pb.Publication(name=spec.publish.name, channels=spec.publish.channels),
         seed=spec.seed,
+        teacher=spec.teacher,
     )
 
 

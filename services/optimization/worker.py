@@ -60,13 +60,15 @@ def perform(task: Task, progress: Progress) -> Outcome:
     try:
         execution = execute(task.plan, task.original, task.signature, task.scratch, task.kept_steps, progress, deadline)
         return _outcome(execution, task.chosen)
-    except OptimizationFailure as failure:
-        return Outcome(failure_class=failure.failure_class, failure_message=str(failure))
     except Exception as error:
-        if not memory_is_full(error):
+        if disk_is_full(error):  # also within a technique's own failure
             raise
         traceback.print_exc()
-        return Outcome(failure_class=FailureClass.OUT_OF_MEMORY, failure_message="the job asked for more memory than there is")
+        if memory_is_full(error):
+            return Outcome(failure_class=FailureClass.OUT_OF_MEMORY, failure_message="the job asked for more memory than there is")
+        if isinstance(error, OptimizationFailure):
+            return Outcome(failure_class=error.failure_class, failure_message=str(error))
+        raise
 
 
 def _outcome(execution: Execution, chosen: Path) -> Outcome:

@@ -1,5 +1,6 @@
 """All engines by the same laws, on a real model with one layer."""
 
+import sys
 import threading
 from collections.abc import Iterator
 from importlib import import_module
@@ -136,6 +137,12 @@ def test_a_broken_program(tmp_path: Path, format: Format) -> None:  # noqa: A002
     (tmp_path / PROGRAMS[format]).write_bytes(b"not a program")
     with pytest.raises(backends.LoadError, match=PROGRAMS[format]):
         backends.load(tmp_path, HUGGINGFACE.model_copy(update={"format": format}), threads=1)
+
+
+def test_an_engine_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "services.backends.openvino", None)
+    with pytest.raises(backends.LoadError, match=r"openvino models need .*openvino, which is not installed here"):
+        backends.load(tmp_path, HUGGINGFACE.model_copy(update={"format": Format.OPENVINO}), threads=1)
 
 
 @pytest.mark.parametrize("format", list(Format))

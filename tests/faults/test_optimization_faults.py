@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import hone
@@ -19,7 +20,12 @@ from hone.repository.v1 import models_pb2
 from hone.specs import job_spec
 
 from benchmarks.sentences import sentences
+from services.optimization.kept import KeptSteps
+from services.repository.store import Repository
 from tests.models import shallow_minilm
+from tests.optimization.databases import postgres
+
+__all__ = ["postgres"]  # a fixture
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,9 +41,10 @@ class Service:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Service]:
+def serving(folder: Path, **changes: str) -> Iterator[Service]:
     """The service on a free port; killed at the end of the block if it still runs."""
     settings = {"FOLDER": str(folder / "jobs"), "REPOSITORY": str(folder / "repository"), "PORT": "0", "EVALUATION_S": "1", "JOB_NICE": "0"}
+    settings |= changes
     environment = {**os.environ, **{f"HONE_OPTIMIZATION_{name}": value for name, value in settings.items()}}
     command = [sys.executable, "-m", "services.optimization"]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
@@ -60,7 +67,7 @@ def submit(client: hone.Client) -> pb.Job:
     spec = job_spec(
         "m@1",
         recipes={"int8": ["export_onnx", ("dynamic_int8", {"target_fidelity": None})]},
-        evaluation_texts=sentences(8, seed=5),
+        evaluation=sentences(8, seed=5),
         min_fidelity=0.5,
         min_gain=0,
         min_examples=1,
@@ -126,6 +133,47 @@ def test_a_stopped_service_ends_soon_with_a_job_and_a_watcher_and_goes_on(tmp_pa
         service.client.jobs.cancel(job.id)
         assert service.client.jobs.wait(job.id).state == pb.JOB_STATE_CANCELLED
         assert [found.version for found in service.client.models.list("m")] == [1]
+
+
+def test_a_killed_replicas_job_goes_on_at_another(tmp_path: Path, model: Path, postgres: Any) -> None:
+    """Cancelled, watched and listed at either; what the dead one had finished is not done twice."""
+    database = {"DATABASE": postgres.database(), "LEASE_S": "2", "POLL_S": "0.2"}
+    with serving(tmp_path, **database) as one, serving(tmp_path, **database) as other:
+        one.client.models.push(model, "m", task=models_pb2.TASK_EMBEDDING)
+        job = submit(one.client)
+        before = until(other.client, job, "measuring latency")
+        running, spare = (one, other) if psutil.Process(one.process.pid).children() else (other, one)
+        worker = running.worker()
+        running.process.send_signal(signal.SIGKILL)
+        running.process.wait(30)
+        worker.wait(30)
+        until(spare.client, job, "comparing answers", after=before.sequence)
+        told = [event.message for event in spare.client.jobs.watch(job.id, after_sequence=before.sequence) if event.message]
+        done = spare.client.jobs.wait(job.id)
+        assert (done.state, done.published) == (pb.JOB_STATE_SUCCEEDED, "m@2"), done.failure
+        assert any("interrupted" in message for message in told)
+        for step in ("int8: export_onnx", "int8: dynamic_int8"):
+            assert told.count(f"{step}: reusing the kept result") == 1
+            assert f"{step}: started" not in told
+
+
+@pytest.mark.parametrize("stage", ["queued", "measuring latency"])
+def test_a_disk_that_fills_up_fails_the_job_and_leaves_nothing_half_visible(tmp_path: Path, model: Path, stage: str) -> None:
+    """While the first step writes its model, and while the version is published. Files may not grow past 1 MiB from then on."""
+    with serving(tmp_path) as service:
+        service.client.models.push(model, "m", task=models_pb2.TASK_EMBEDDING)
+        job = submit(service.client)
+        until(service.client, job, stage)
+        for process in [psutil.Process(service.process.pid), *psutil.Process(service.process.pid).children()]:
+            process.rlimit(psutil.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        done = service.client.jobs.wait(job.id)
+        assert (done.state, done.failure.failure_class) == (pb.JOB_STATE_FAILED, pb.FAILURE_CLASS_INTERNAL), done
+        assert "no space is left on the disk" in done.failure.message
+        assert [found.version for found in service.client.models.list("m")] == [1]
+    repository = Repository(tmp_path / "repository")
+    assert list((repository.root / "staging").iterdir()) == []
+    for record in (tmp_path / "jobs" / "steps").glob("*/step.json"):
+        assert KeptSteps(tmp_path / "jobs" / "steps").find(record.parent.name) is not None  # whole, or not there
 
 
 def test_a_worker_whose_service_has_ended_does_not_begin(tmp_path: Path) -> None:

@@ -123,6 +123,12 @@ def test_memory_keeps_copies() -> None:
 # The cache service
 
 
+async def test_very_large_answers_are_not_remembered() -> None:
+    answers = Answers(MemoryAnswers(1 << 24), None)
+    answers.put("n", {key(1): {"logits": np.zeros((512, 1024), np.float32)}, key(2): answer(2.0)})
+    assert set(await answers.get("n", [key(1), key(2)])) == {key(2)}
+
+
 async def test_what_was_put_is_got() -> None:
     cache = FakeCache()
     async with sharing(cache) as shared:

@@ -39,10 +39,16 @@ class Doors:
 
 @pytest.fixture
 async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
-    settings = OptimizationSettings(folder=tmp_path / "optimization", repository=tmp_path / "repository", port=0, max_message_bytes=1 << 21)
+    settings = OptimizationSettings(
+        folder=tmp_path / "optimization",
+        repository=tmp_path / "repository",
+        port=0,
+        max_message_bytes=1 << 21,
+        max_queued_jobs=MAX_QUEUED,
+    )
     repository, store = Repository(settings.repository), JobStore.at(settings.folder)
     runner = Runner(store, repository, settings)
-    servicer = JobServicer(store, runner, repository, MAX_QUEUED)
+    servicer = JobServicer(store, runner, repository, settings)
     server = Server(settings, ERRORS)
     uploads = Uploads(repository.root / "uploads", UploadLimits(MAX_UPLOAD_BYTES))
     jobs_pb2_grpc.add_JobServiceServicer_to_server(servicer, server.grpc)

@@ -19,7 +19,11 @@ INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 
 
 def spec(**changes: Any) -> pb.JobSpec:
-    return pb.JobSpec(**{"source": "m@1", "evaluation_texts": TEXTS[:2], "calibration_texts": TEXTS[2:], **changes})
+    return pb.JobSpec(**{"source": "m@1", "evaluation": pb.Data(texts=TEXTS[:2]), "calibration": pb.Data(texts=TEXTS[2:]), **changes})
+
+
+def texts(*several: str) -> pb.Data:
+    return pb.Data(texts=several)
 
 
 def recipe(*techniques: str, name: str = "r", **parameters: Any) -> pb.Recipe:
@@ -64,6 +68,7 @@ async def test_a_job_is_accepted_at_once(doors: Any) -> None:
         gates=pb.Gates(min_fidelity=0.5, min_gain=0, min_examples=1),
         objective=pb.OBJECTIVE_SIZE,
         publish=pb.Publication(name="other", channels=["stable"]),
+        budget=pb.Budget(seconds=60, cores=1, memory_bytes=1 << 20),
         seed=7,
     )
     job = (await doors.jobs.CreateJob(pb.CreateJobRequest(request_id="r", spec=wanted))).job
@@ -77,7 +82,8 @@ async def test_a_job_is_accepted_at_once(doors: Any) -> None:
 
 async def test_what_is_left_out_takes_its_default(doors: Any) -> None:
     job = await create(doors)
-    assert (job.spec.gates.min_fidelity, job.spec.gates.min_gain, job.spec.gates.min_examples) == (0.99, 1.05, 100)
+    assert not job.spec.gates.HasField("min_fidelity")  # by the metric
+    assert (job.spec.gates.min_gain, job.spec.gates.min_examples) == (1.05, 100)
     assert job.spec.objective == pb.OBJECTIVE_THROUGHPUT
 
 
@@ -94,12 +100,19 @@ async def test_a_gate_of_zero_is_not_a_gate_left_out(doors: Any) -> None:
         ("spec.source", {"source": "m:Stable"}),
         ("spec.objective", {"objective": 99}),
         ("spec.seed", {"seed": -1}),
-        ("spec.evaluation_texts", {"evaluation_texts": []}),
-        ("spec.evaluation_texts[1]", {"evaluation_texts": ["a", "a"]}),
-        ("spec.evaluation_texts[1]", {"evaluation_texts": ["a", " \n"]}),
-        ("spec.evaluation_texts[0]", {"evaluation_texts": ["a"], "calibration_texts": ["a"]}),
-        ("spec.calibration_texts[2]", {"calibration_texts": ["a", "b", "a"]}),
-        ("spec.calibration_texts[0]", {"calibration_texts": [""]}),
+        ("spec.evaluation", {"evaluation": texts()}),
+        ("spec.evaluation.texts[1]", {"evaluation": texts("a", "a")}),
+        ("spec.evaluation.texts[1]", {"evaluation": texts("a", " \n")}),
+        ("spec.evaluation.texts[0]", {"evaluation": texts("a"), "calibration": texts("a")}),
+        ("spec.evaluation.texts[0]", {"evaluation": texts("a"), "training": texts("a")}),
+        ("spec.calibration.texts[2]", {"calibration": texts("a", "b", "a")}),
+        ("spec.calibration.texts[0]", {"calibration": texts("")}),
+        ("spec.evaluation", {"evaluation": pb.Data(texts=["a", "b"], labels=["x"])}),
+        ("spec.budget.seconds", {"budget": pb.Budget(seconds=-1)}),
+        ("spec.budget.seconds", {"budget": pb.Budget(seconds=float("nan"))}),
+        ("spec.budget.cores", {"budget": pb.Budget(cores=-1)}),
+        ("spec.budget.cores", {"budget": pb.Budget(cores=4096)}),
+        ("spec.budget.memory_bytes", {"budget": pb.Budget(memory_bytes=1 << 60)}),
         ("spec.gates.min_fidelity", {"gates": pb.Gates(min_fidelity=0)}),
         ("spec.gates.min_fidelity", {"gates": pb.Gates(min_fidelity=1.01)}),
         ("spec.gates.min_fidelity", {"gates": pb.Gates(min_fidelity=float("nan"))}),
@@ -120,8 +133,8 @@ async def test_a_gate_of_zero_is_not_a_gate_left_out(doors: Any) -> None:
         ("spec.recipes[0].steps[0].parameters.nonsense", {"recipes": [recipe("export_onnx", nonsense=1)]}),
         ("spec.recipes[0].steps[1].parameters.target_fidelity", {"recipes": [recipe("export_onnx", "dynamic_int8", target_fidelity="a")]}),
         ("spec.recipes[0].steps[1].parameters", {"recipes": [recipe("bf16", "export_onnx", opset=float("nan"))]}),
-        ("spec.recipes[0].steps[1].technique", {"recipes": [recipe("export_onnx", "dynamic_int8")], "calibration_texts": []}),
-        ("spec.evaluation_texts", {"source": "t", "source_channel": True, "evaluation_texts": []}),
+        ("spec.recipes[0].steps[1].technique", {"recipes": [recipe("export_onnx", "dynamic_int8")], "calibration": texts()}),
+        ("spec.evaluation", {"source": "t", "source_channel": True, "evaluation": texts(), "calibration": texts()}),
     ],
 )
 async def test_a_field_at_fault_is_named(doors: Any, field: str, changes: dict[str, Any]) -> None:
@@ -192,7 +205,7 @@ async def test_pages(doors: Any) -> None:
     second = await doors.jobs.ListJobs(pb.ListJobsRequest(page_size=2, page_token=first.next_page_token))
     assert [job.id for job in (*first.jobs, *second.jobs)] == made[::-1]
     assert second.next_page_token == ""
-    assert not any(job.spec.evaluation_texts or job.spec.calibration_texts for job in first.jobs)
+    assert not any(job.spec.evaluation.texts or job.spec.calibration.texts for job in first.jobs)
     queued = await doors.jobs.ListJobs(pb.ListJobsRequest(states=[pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING]))
     assert [job.id for job in queued.jobs] == [made[2], made[0]]
 

@@ -1,5 +1,6 @@
 """Finished steps, checkpoints and kept answers: whole or absent, used by several processes, within their bytes."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from services.optimization.failures import Toolchain
 from services.optimization.kept import CHECKPOINT_LIFE_S, KeptStep, KeptSteps, digest_of
 from tests.models import minilm_signature
 
@@ -17,6 +19,7 @@ SIGNATURE = minilm_signature()
 STAGING = """
 import sys
 from pathlib import Path
+from services.optimization.failures import Toolchain
 from services.optimization.kept import KeptSteps
 with KeptSteps(Path(sys.argv[1])).stage() as model:
     (model / "model.onnx").write_bytes(b"half")
@@ -118,6 +121,7 @@ def test_what_another_process_uses_is_not_removed(tmp_path: Path) -> None:
 TRAINING = """
 import sys
 from pathlib import Path
+from services.optimization.failures import Toolchain
 from services.optimization.kept import KeptSteps
 steps = KeptSteps(Path(sys.argv[1]))
 (steps.checkpoints(sys.argv[2]) / "step-3").write_text("half way")
@@ -187,6 +191,7 @@ def test_a_full_disk_leaves_nothing_of_a_step(tmp_path: Path) -> None:
     program = """
 import resource, signal, sys
 from pathlib import Path
+from services.optimization.failures import Toolchain
 from services.optimization.kept import KeptSteps, digest_of
 from tests.models import minilm_signature
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -199,6 +204,14 @@ with steps.stage() as model:
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
     )
-    assert "File too large" in done.stderr
+    assert "OSError: [Errno 28] No space left on device" in done.stderr
     assert KeptSteps(tmp_path).find(DIGEST) is None
     assert not list(tmp_path.rglob("model.onnx"))
+
+
+def test_a_full_disk_that_a_technique_calls_something_else_is_told_as_such(tmp_path: Path) -> None:
+    steps = KeptSteps(tmp_path)
+    with pytest.raises(OSError, match="No space left"), steps.stage():
+        raise Toolchain("the exporter broke") from OSError(errno.EFBIG, "File too large")
+    with pytest.raises(Toolchain), steps.stage():
+        raise Toolchain("the exporter broke")

@@ -9,7 +9,7 @@ from services.optimization.planning import Refused, estimate, resolve
 from services.optimization.recipe import Recipe, Step
 from services.optimization.spec import DataSource, Spec
 from services.optimization.techniques import Model, find
-from services.repository.datasets import Datasets
+from services.repository.store import Repository
 from tests.models import minilm, minilm_signature
 
 TEXTS = tuple(f"text number {index}" for index in range(20))
@@ -17,7 +17,7 @@ SPEC = Spec(source="m@1", recipes=(Recipe(name="bf16", steps=(Step(technique="bf
 
 
 def test_an_estimate_tells_its_basis_and_what_will_disappoint(tmp_path: Path) -> None:
-    found = estimate(SPEC, Model(minilm(), minilm_signature()), Datasets(tmp_path), tmp_path / "kept", evaluation_seconds=60)
+    found = estimate(SPEC, Model(minilm(), minilm_signature()), Repository(tmp_path), tmp_path / "kept", evaluation_seconds=60)
     [[step]] = [recipe.steps for recipe in found.recipes]
     assert (step.technique, step.basis, step.source_format, step.target_format) == ("bf16", "assumed", "huggingface", "huggingface")
     assert step.seconds > 0
@@ -50,5 +50,5 @@ def test_history_scales_with_what_there_is_to_do(tmp_path: Path) -> None:
 )
 def test_what_cannot_become_a_job_is_refused_by_field(tmp_path: Path, change: dict[str, object], field: str) -> None:
     with pytest.raises(Refused) as caught:
-        resolve(SPEC.model_copy(update=change), minilm_signature(), Datasets(tmp_path))
+        resolve(SPEC.model_copy(update=change), minilm_signature(), Repository(tmp_path))
     assert caught.value.field == field

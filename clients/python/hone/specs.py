@@ -27,6 +27,7 @@ def job_spec(
     objective: str = "throughput",
     publish_as: str = "",
     channels: Sequence[str] = (),
+    teacher: str = "",
     budget_seconds: float = 0,
     cores: int = 0,
     memory_bytes: int = 0,
@@ -49,6 +50,7 @@ def job_spec(
         publish=pb.Publication(name=publish_as, channels=channels),
         budget=pb.Budget(seconds=budget_seconds, cores=cores, memory_bytes=memory_bytes),
         seed=seed,
+        teacher=teacher,
     )
 
 

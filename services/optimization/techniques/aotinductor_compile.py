@@ -48,7 +48,11 @@ def exported(module: Any, signature: Signature) -> torch.export.ExportedProgram:
 
 def _compile(program: torch.export.ExportedProgram, path: Path, threads: int, *, freezing: bool) -> None:
     """Raises Toolchain."""
-    configuration = {"freezing": freezing, "compile_threads": max(1, threads)}
+    configuration = {
+        "freezing": freezing,
+        "compile_threads": max(1, threads),
+        "aot_inductor.precompile_headers": False,  # hundreds of megabytes, left in the system's temporary folder whatever the cache's is
+    }
     try:
         with quiet(), torch.no_grad():
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configuration)

@@ -70,7 +70,7 @@ class Context:
     parameters: Parameters
     calibration: Examples
     training: Examples
-    original: Model  # the job's source: what losses are measured against, and the teacher
+    original: Model  # what training learns from: the job's source, or the teacher that it names
     seed: int
     threads: int
     progress: Tell

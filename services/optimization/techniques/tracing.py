@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -53,8 +54,9 @@ def traced_tensors(module: Any, signature: Signature) -> tuple[Tensor, ...]:
 
 
 def first_line(error: BaseException) -> str:
-    """What a compiler says first; the pages after it are its own stack."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """What a compiler says first, without addresses in memory; the pages after it are its own stack."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return re.sub(r" at 0x[0-9a-f]+", "", line)
 
 
 @contextlib.contextmanager

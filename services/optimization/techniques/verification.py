@@ -74,7 +74,7 @@ def traced(signature: Signature, vocabulary: int) -> Arrays:
 
 
 def trials(signature: Signature, vocabulary: int) -> Iterator[Arrays]:
-    """Inputs of VERIFIED shapes: a text model's other rows and lengths, an image model's other rows and, where it takes any, sizes."""
+    """What conversions are checked on: other rows and lengths of texts, other rows of images and, where the model takes any, sizes."""
     if signature.task.takes_text:
         longest = signature.max_tokens or max(tokens for _, tokens in TEXT_SHAPES)
         return (_text(signature, rows, min(tokens, longest), vocabulary) for rows, tokens in TEXT_SHAPES)

@@ -31,6 +31,7 @@ def optimize(
     ],
     calibration: Annotated[str, typer.Option(help="Examples for calibration, disjoint: a dataset or a file of texts.")] = "",
     training: Annotated[str, typer.Option(help="Examples for techniques that train, disjoint: a dataset or a file of texts.")] = "",
+    teacher: Annotated[str, typer.Option(help="The model that training learns from. Default: the source.")] = "",
     label_column: Annotated[str, typer.Option(help="The datasets' column that holds the label. Default: label.")] = "",
     recipe: Annotated[
         list[str] | None,
@@ -74,6 +75,7 @@ def optimize(
         cores=cores,
         memory_bytes=int(memory_gb * 1e9),
         seed=seed,
+        teacher=teacher,
     )
     with client(context) as hone:
         if dry_run:

@@ -129,11 +129,13 @@ def write_config(layout: Layout, config: Any) -> None:
 
 
 def _write_heads(found: Sequence[Layer], config: Any) -> None:
-    rows = {layer.linear(layer.pattern.attended).in_features // layer.head_width for layer in found}
-    groups = {layer.heads for layer in found}
-    most = max(rows)
-    if isinstance(getattr(config, "num_key_value_heads", None), int) and len(rows) == 1:
+    heads = max(layer.linear(layer.pattern.attended).in_features // layer.head_width for layer in found)
+    config.num_attention_heads = _divisor(config.hidden_size, heads)
+    if isinstance(getattr(config, "num_key_value_heads", None), int):
         config.head_dim = found[0].head_width
-        config.num_attention_heads, config.num_key_value_heads = most, max(groups)
-        return
-    config.num_attention_heads = next(count for count in range(most, 0, -1) if config.hidden_size % count == 0)
+        config.num_key_value_heads = _divisor(config.num_attention_heads, max(layer.heads for layer in found))
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` up to `most`."""
+    return next(count for count in range(most, 0, -1) if number % count == 0)
