@@ -44,7 +44,7 @@ PLACES = {
     "grpc_reflection": ("services.chassis",),
 }
 
-PURE = ("services.inference.batching", "services.inference.service_time", "services.optimization.jobs")
+PURE = ("services.inference.batching", "services.inference.service_time", "services.optimization.jobs", "services.optimization.scheduling")
 DOORS = ("servicer", "wire", "__main__")
 
 

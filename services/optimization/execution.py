@@ -14,6 +14,7 @@ from services.optimization.data import Data
 from services.optimization.environment import describe
 from services.optimization.evaluation import Compared, Comparison, Timed
 from services.optimization.examples import Examples
+from services.optimization.exhaustion import disk_is_full, memory_is_full
 from services.optimization.failures import BudgetExceeded, NotEnoughData, Toolchain, UnsupportedOperator
 from services.optimization.gates import Evidence
 from services.optimization.history import History
@@ -105,6 +106,7 @@ class _Run:
             try:
                 self.made[recipe.name] = self._make(recipe, begin, width)
             except INFEASIBLE as failure:
+                _raise_when_exhausted(failure)
                 self.infeasible[recipe.name] = str(failure)
         if not self.made and time.monotonic() > self.make_until:
             raise BudgetExceeded("the job's time was over before a candidate was made")
@@ -138,6 +140,7 @@ class _Run:
             try:
                 self.compared[name] = comparison.admit(name, made.model)
             except INFEASIBLE as failure:
+                _raise_when_exhausted(failure)
                 self.infeasible[name] = str(failure)
 
     def measure_all(self, comparison: Comparison) -> tuple[dict[str, Timed], dict[str, Measurement]]:
@@ -179,6 +182,12 @@ class _Run:
             optimization_seconds=made.seconds,
             qualities=compared.qualities,
         )
+
+
+def _raise_when_exhausted(failure: BaseException) -> None:
+    """A full disk or memory is no fault of the recipe, however a library has wrapped it: the next one would end likewise."""
+    if disk_is_full(failure) or memory_is_full(failure):
+        raise failure
 
 
 def _facts(**kinds: Examples) -> dict[str, Any]:

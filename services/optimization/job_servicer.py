@@ -44,8 +44,8 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         self._runner.release()
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
-        if len(request.request_id) > 64:
-            raise InvalidField("request_id", "must be at most 64 characters")
+        if len(request.request_id) > 64 or not request.request_id.isprintable():
+            raise InvalidField("request_id", "must be at most 64 printable characters")
         spec = wire.spec_from(request.spec)
         # Before the source is looked at: repeating a call finds its job also when the model has gone.
         known = await asyncio.to_thread(self._store.find_request, request.request_id, spec.fingerprint)

@@ -92,9 +92,16 @@ def _resolved_teacher(reference: str, signature: Signature, repository: Reposito
         manifest = repository.resolve(reference).manifest
     except BadName as error:
         raise Refused("teacher", str(error)) from error
-    for what, wanted in (("task", signature.task), ("labels", signature.labels), ("outputs", signature.outputs), ("format", Format.HUGGINGFACE)):
+    for what, wanted in (
+        ("task", signature.task),
+        ("labels", signature.labels),
+        ("outputs", signature.outputs),
+        ("format", Format.HUGGINGFACE),
+    ):
         if getattr(manifest.signature, what) != wanted:
-            raise Refused("teacher", f"{manifest.reference} has other {what} than a teacher of this source: {_plain(manifest.signature, what)}")
+            raise Refused(
+                "teacher", f"{manifest.reference} has other {what} than a teacher of this source: {_plain(manifest.signature, what)}"
+            )
     return manifest.reference
 
 
@@ -184,12 +191,16 @@ def estimate(spec: Spec, original: Model, repository: Repository, kept_steps: Pa
     datasets = Datasets(repository.root)
     found = {kind: _examples(getattr(spec, kind), datasets, original.signature, kind) for kind in ("evaluation", "calibration", "training")}
     teacher = _teacher(spec, repository)
-    materials = Materials(Model(teacher.folder, teacher.signature) if teacher else original, found["calibration"], found["training"], spec.seed, threads=1)
+    materials = Materials(
+        Model(teacher.folder, teacher.signature) if teacher else original, found["calibration"], found["training"], spec.seed, threads=1
+    )
     history = History(kept_steps / HISTORY)
     steps = Steps(materials, KeptSteps(kept_steps), history, kept_steps)
     megabytes = folder.size_bytes(original.folder) / 1e6
     recipes = recipes_of(spec, original.signature)
-    planned = tuple(PlannedRecipe(recipe.name, tuple(_planned(recipe, original, materials, steps, history, megabytes))) for recipe in recipes)
+    planned = tuple(
+        PlannedRecipe(recipe.name, tuple(_planned(recipe, original, materials, steps, history, megabytes))) for recipe in recipes
+    )
     examples = len(found["evaluation"])
     comparing = (len(recipes) + 1) * (_COMPARE_SECONDS_PER_EXAMPLE_AND_MB * examples * megabytes + _FOOTPRINT_SECONDS)
     return Estimate(planned, evaluation_seconds + comparing, tuple(_warnings(spec, recipes, examples)))
@@ -202,7 +213,9 @@ def _examples(source: DataSource, datasets: Datasets, signature: Signature, fiel
         raise Refused(field, str(error)) from error
 
 
-def _planned(recipe: Recipe, original: Model, materials: Materials, steps: Steps, history: History, megabytes: float) -> Iterator[PlannedStep]:
+def _planned(
+    recipe: Recipe, original: Model, materials: Materials, steps: Steps, history: History, megabytes: float
+) -> Iterator[PlannedStep]:
     model: Model | None = original
     current = original.signature.format
     for step in recipe.steps:
@@ -219,7 +232,7 @@ def _planned(recipe: Recipe, original: Model, materials: Materials, steps: Steps
 
 def _warnings(spec: Spec, recipes: tuple[Recipe, ...], examples: int) -> Iterator[str]:
     if examples < spec.gates.min_examples:
-        yield f"{examples} evaluation examples are fewer than the {spec.gates.min_examples} that the gates ask for: the verdict will be INCONCLUSIVE"
+        yield f"{examples} evaluation examples are fewer than {spec.gates.min_examples}, which the gates ask for: nothing will be accepted"
     for name in dict.fromkeys(step.technique for recipe in recipes for step in recipe.steps):
         if note := find(name).hardware_note():
             yield f"{name}: {note}"

@@ -11,7 +11,6 @@ from services.optimization.metrics import Metric
 from services.optimization.techniques import Parameters, Technique, find
 from services.repository.manifest import Format, Frozen, Signature, Task
 
-
 DEFAULT_MIN_FIDELITY = 0.99
 DEFAULT_MAX_LOSS = 0.01
 DEFAULT_MAX_RELATIVE_LOSS = 0.05

@@ -19,7 +19,7 @@ class Task(StrEnum):
     EMBEDDING = "embedding"
     CLASSIFICATION = "classification"
     TENSOR = "tensor"
-    TOKEN_CLASSIFICATION = "token_classification"
+    TOKEN_CLASSIFICATION = "token_classification"  # noqa: S105  a task, no password
     IMAGE_CLASSIFICATION = "image_classification"
     CAUSAL_LM = "causal_lm"
 

@@ -1,5 +1,6 @@
 """Laws of a job's life, over every path that there is."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.optimization.jobs import ENDED, FOLLOWS, IllegalTransition, Job, Result, State, advance
+from services.optimization.jobs import ENDED, FOLLOWS, HELD, IllegalTransition, Job, Lease, Result, State, advance
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 paths = st.lists(st.sampled_from(State), max_size=12)
@@ -85,3 +86,10 @@ def test_a_result_comes_with_its_state() -> None:
 def test_a_refusal_names_both_states() -> None:
     with pytest.raises(IllegalTransition, match="job j is QUEUED and cannot become SUCCEEDED"):
         advance(queued(), State.SUCCEEDED, NOW)
+
+
+def test_a_job_belongs_to_its_replica_while_that_runs_it_and_to_nobody_else() -> None:
+    held = replace(advance(queued(), State.RUNNING, NOW), owner="replica", attempt=3)
+    assert held.lease == advance(held, State.CANCELLING, NOW).lease == Lease("j", "replica", 3)
+    for state in FOLLOWS[State.RUNNING] - HELD:
+        assert (advance(held, state, NOW).owner, advance(held, state, NOW).attempt) == ("", 3)

@@ -22,7 +22,7 @@ def test_an_estimate_tells_its_basis_and_what_will_disappoint(tmp_path: Path) ->
     assert (step.technique, step.basis, step.source_format, step.target_format) == ("bf16", "assumed", "huggingface", "huggingface")
     assert step.seconds > 0
     assert found.total_seconds > found.evaluation_seconds > 60
-    assert any("20 evaluation examples are fewer than the 100" in line for line in found.warnings)
+    assert any("20 evaluation examples are fewer than 100" in line for line in found.warnings)
 
 
 def test_history_scales_with_what_there_is_to_do(tmp_path: Path) -> None:

@@ -36,7 +36,6 @@ class Entry:
             "kind": self.kind,
             "before": self.before,
             "after": len(self.kept),
-            "kept": spell(self.kept),
             "importance_removed": round(self.removed_share, 6),
         }
 
@@ -66,10 +65,11 @@ class Ledger:
             self.entries[kind] = [self.entries[kind][index] for index in keep.tolist()]
 
     def notes(self) -> dict[str, Any]:
-        """`cuts`, a table, and `sensitivity`: the share of a place's importance that went, worst first."""
+        """`cuts`, a table; `kept`, the positions by place; `sensitivity`, the share of a place's importance that went, worst first."""
         found = [entry for entries in self.entries.values() for entry in entries]
         lost = sorted(found, key=lambda entry: -entry.removed_share)
         return {
             "cuts": [entry.row() for entry in found],
+            "kept": {f"{entry.place} {entry.kind}": spell(entry.kept) for entry in found},
             "sensitivity": {f"{entry.place} {entry.kind}": round(entry.removed_share, 6) for entry in lost},
         }
