@@ -11,9 +11,9 @@ from hone.cli.show import console, table
 from hone.optimization.v1 import jobs_pb2 as pb
 from hone.specs import StepLike, job_spec
 
-from benchmarks.methods import FOLDER, HEAL, LABELS, LONG, RECIPES, SMALL
+from benchmarks.methods import FOLDER, RECIPES, TAUGHT, bench_suite
 from benchmarks.origins import corpus, teacher
-from benchmarks.suite import Suite, running_suite
+from benchmarks.suite import Suite
 from services import backends
 from services.optimization.examples import Examples
 from services.optimization.rows import Batch, batches, prepare
@@ -21,9 +21,9 @@ from services.repository.manifest import Manifest
 
 BATCHES = (8, 16, 32, 64, 128)
 CHAINS: Mapping[str, Sequence[StepLike]] = {
-    "student-3": [("distill", {"layers": 3, "training": HEAL, "losses": LABELS})],
+    "chain": RECIPES["chain"],
+    "student-3": RECIPES["distill-3"],
     "pruned-50": RECIPES["prune-50"],
-    "chain": [("distill", {**SMALL, "training": LONG, "losses": LABELS}), "export_onnx", "dynamic_int8"],
 }
 
 
@@ -45,17 +45,16 @@ class Runner:
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks chain", description=__doc__)
-    parser.add_argument("--train", type=int, default=16_000, help="sentences to train on")
-    parser.add_argument("--held-out", type=int, default=8_000, help="sentences to judge by")
+    parser.add_argument("--train", type=int, default=12_000, help="sentences to train on")
+    parser.add_argument("--held-out", type=int, default=6_000, help="sentences to judge by")
     parser.add_argument("--timed", type=int, default=512, help="sentences of a timed pass")
     parser.add_argument("--rounds", type=int, default=5, help="timed passes of each model at its best batch")
     parser.add_argument("--only", nargs="*", choices=CHAINS, default=list(CHAINS), help="these chains alone")
     told = parser.parse_args(arguments)
     data = corpus(FOLDER)
     train, held_out = data.train[: told.train], data.held_out[: told.held_out]
-    model = teacher(FOLDER, train)
-    settings = {"HONE_OPTIMIZATION_JOB_CORES": "2", "HONE_OPTIMIZATION_EVALUATION_S": "20", "HONE_OPTIMIZATION_JOB_NICE": "0"}
-    with running_suite(**settings) as suite, suite.client() as client:
+    model = teacher(FOLDER, data.train[:TAUGHT])
+    with bench_suite(evaluation_s=20) as suite, suite.client() as client:
         client.models.push(model, "origins", channels=["stable"])
         for name, pairs in (("train", train), ("held-out", held_out)):
             client.datasets.push([{"text": text, "label": label} for text, label in pairs], name)

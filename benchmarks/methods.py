@@ -4,8 +4,10 @@ The model is MiniLM taught to tell which of six packages a sentence of documenta
 """
 
 import argparse
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +18,13 @@ from hone.specs import StepLike, job_spec
 from rich.console import Group
 
 from benchmarks.origins import corpus, teacher
-from benchmarks.suite import running_suite
+from benchmarks.suite import Suite, start_suite, stop_suite
 
 FOLDER = Path(".hone/bench")
-SHORT = {"epochs": 1, "learning_rate": 2e-5, "max_tokens": 48}
-LONG = {"epochs": 4, "learning_rate": 3e-4, "max_tokens": 48, "patience": 0}
-HEAL = {"epochs": 2, "learning_rate": 1e-4, "max_tokens": 48, "patience": 0}
+TAUGHT = 16_000  # sentences that the original was taught on
+SHORT = {"epochs": 1, "max_steps": 100, "learning_rate": 2e-5, "max_tokens": 48}
+LONG = {"epochs": 6, "learning_rate": 5e-4, "max_tokens": 48, "patience": 0}
+HEAL = {"epochs": 1, "learning_rate": 2e-4, "max_tokens": 48, "patience": 0, "evaluations_per_epoch": 2}
 LABELS = {"alpha": 0.7, "temperature": 2.0}
 SMALL = {"layers": 2, "hidden_size": 192, "heads": 6, "intermediate_size": 768}
 
@@ -58,7 +61,7 @@ class Sizes:
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks methods", description=__doc__)
-    parser.add_argument("--train", type=int, default=16_000, help="sentences to train on")
+    parser.add_argument("--train", type=int, default=12_000, help="sentences to train on")
     parser.add_argument("--held-out", type=int, default=4_000, help="sentences to judge by")
     parser.add_argument("--only", nargs="*", choices=RECIPES, default=list(RECIPES), help="these methods alone")
     parser.add_argument("--html", type=Path, default=FOLDER / "methods.html", help="where the report page goes")
@@ -74,13 +77,26 @@ def main(arguments: Sequence[str]) -> None:
     console.print(f"{environment['cpu_model']}, {environment['threads']:g} threads; {time.monotonic() - begun:.0f} s in all; {told.html}")
 
 
+@contextmanager
+def bench_suite(evaluation_s: int) -> Iterator[Suite]:
+    """All cores for jobs, and kept steps that the next run finds again."""
+    folder = FOLDER / "suite"
+    folder.mkdir(parents=True, exist_ok=True)
+    cores = str(os.cpu_count() or 1)
+    settings = {"JOB_CORES": cores, "EVALUATION_S": str(evaluation_s), "JOB_NICE": "0"}
+    suite = start_suite(folder.resolve(), **{f"HONE_OPTIMIZATION_{name}": value for name, value in settings.items()})
+    try:
+        yield suite
+    finally:
+        stop_suite(suite)
+
+
 def run(recipes: Mapping[str, Sequence[StepLike]], sizes: Sizes) -> tuple[pb.Job, str]:
     """The ended job and its page."""
     data = corpus(FOLDER)
     train, held_out = data.train[: sizes.train], data.held_out[: sizes.held_out]
-    model = teacher(FOLDER, train)
-    settings = {"HONE_OPTIMIZATION_JOB_CORES": "2", "HONE_OPTIMIZATION_EVALUATION_S": "180", "HONE_OPTIMIZATION_JOB_NICE": "0"}
-    with running_suite(**settings) as suite, suite.client() as client:
+    model = teacher(FOLDER, data.train[:TAUGHT])
+    with bench_suite(evaluation_s=120) as suite, suite.client() as client:
         client.models.push(model, "origins", channels=["stable"])
         for name, pairs in (("train", train), ("held-out", held_out)):
             client.datasets.push([{"text": text, "label": label} for text, label in pairs], name)

@@ -1,4 +1,4 @@
-"""A student with fewer layers or smaller widths, initialised from its source and taught by the job's original."""
+"""A student with fewer layers or smaller widths, initialised from its source and taught by the job's teacher."""
 
 from typing import Literal, Self, cast
 

@@ -22,7 +22,7 @@ QuantizeActivation = Callable[[str, Floats], Floats]
 def quantize_between(values: Floats, low: float, high: float) -> Floats:
     """Asymmetric, unsigned 8 bits over [low, high] widened to hold zero, which stays exact; what lies outside is clipped."""
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = (high - low) / 255 or 1.0
+    scale = float(np.float32((high - low) / 255)) or 1.0  # as the engine has it: a range of subnormals has none
     zero_point = np.clip(np.rint(-low / scale), 0, 255)
     levels = np.clip(np.rint(values / scale) + zero_point, 0, 255)
     quantized: Floats = ((levels - zero_point) * scale).astype(np.float32)

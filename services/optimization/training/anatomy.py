@@ -89,7 +89,7 @@ _VIT = Anatomy(
     key="attention.k_proj",
     value="attention.v_proj",
     axes=(
-        (r"(?:cls_token|mask_token|position_embeddings)", "--H"),
+        (r"(?:cls_token|distillation_token|mask_token|position_embeddings)", "--H"),
         (r"patch_embeddings\.projection\.weight", "H---"),
         (r"patch_embeddings\.projection\.bias", "H"),
         (r"layernorm(?:_before|_after)?\.(?:weight|bias)", "H"),
@@ -134,6 +134,7 @@ ANATOMIES: Mapping[str, Anatomy] = {
     "camembert": _BERT,
     "distilbert": _DISTILBERT,
     "vit": _VIT,
+    "deit": _VIT,
     "gpt2": _GPT2,
 }
 

@@ -122,7 +122,7 @@ def dtype_of(name: str) -> torch.dtype:
 def load_teacher(original: Model) -> nn.Module:
     """In FP32 and evaluation mode, whatever its weights are kept in. Raises BadModel, and UnsupportedOperator for other formats."""
     if original.signature.format is not Format.HUGGINGFACE:
-        raise UnsupportedOperator(f"the teacher, the job's original, must be a Hugging Face folder; it is {original.signature.format}")
+        raise UnsupportedOperator(f"the teacher must be a Hugging Face folder; it is {original.signature.format}")
     from services.backends.torch import load_module
 
     try:

@@ -94,8 +94,10 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         steps = self._epoch(self.standing.epoch)
-        while not self.standing.stopped and self.standing.done < len(steps):
-            self._step([[self.parts.split.trained[index] for index in batch] for batch in steps[self.standing.done]])
+        for step in steps[self.standing.done :]:
+            self._step([[self.parts.split.trained[index] for index in batch] for batch in step])
+            if self.standing.stopped:
+                break
 
     def _step(self, positions: Sequence[Sequence[int]]) -> None:
         standing, rate = self.standing, schedule.learning_rate(self.training, self.standing.step, self._total)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, WORDS, ContextOf, Told, build, sentences, write_tokenizer  # type: ignore[import-not-found]
 
 from services.backends.torch import load_module
 from services.optimization.examples import Examples
@@ -19,6 +18,7 @@ from services.optimization.failures import BadModel, BudgetExceeded, Diverged, N
 from services.optimization.techniques.technique import Context, Model
 from services.optimization.training import Fitted, LossParameters, TrainingParameters, fit
 from services.repository.manifest import Task
+from tests.optimization.training.tiny_models import LABELS, WORDS, ContextOf, Told, build, sentences, write_tokenizer
 
 QUICK = TrainingParameters(epochs=2, batch_rows=8, learning_rate=3e-3, checkpoint_seconds=0)
 BY_LABELS = LossParameters(alpha=0, labels=True)
@@ -61,10 +61,10 @@ def killing_after(steps: int) -> Callable[[], None]:
 
 def test_labels_are_learnt_and_the_notes_tell_it(tmp_path: Path, context_of: ContextOf) -> None:
     context = context_of(build(tmp_path / "teacher"), sentences(300))
-    training = TrainingParameters(epochs=12, batch_rows=16, learning_rate=1e-2, validation_share=0.2)
+    training = TrainingParameters(epochs=8, batch_rows=16, learning_rate=1e-2, validation_share=0.2)
     notes = train(student_of(tmp_path / "student"), context, training).notes()
     losses = [value for _, value in notes["curves"]["validation_loss"]]
-    assert notes["best"]["validation_loss"] == min(losses) < 0.5 * losses[0]
+    assert notes["best"]["validation_loss"] == min(losses) < 0.7 * losses[0]
     assert (notes["examples"], notes["held_out"], notes["labelled"], notes["teacher_outputs"]) == (300, 60, True, "unused")
     assert notes["stopped"]
     assert notes["devices"] == ["cpu"]
@@ -87,14 +87,14 @@ def test_a_student_comes_nearer_to_its_teacher(tmp_path: Path, context_of: Conte
 
 
 def test_word_labels_are_learnt_where_they_count(tmp_path: Path, context_of: ContextOf) -> None:
-    texts = [text.split() for text in sentences(200).texts]
+    texts = [text.split() for text in sentences(150).texts]
     labels = tuple(np.array([int(word[1:]) % 3 for word in words], np.int64) for words in texts)
     examples = Examples(words=tuple(map(tuple, texts)), word_labels=labels)
     context = context_of(build(tmp_path / "teacher", Task.TOKEN_CLASSIFICATION), examples)
-    training = QUICK.model_copy(update={"epochs": 6, "learning_rate": 1e-2})
+    training = QUICK.model_copy(update={"epochs": 3, "learning_rate": 2e-2})
     fitted = train(student_of(tmp_path / "student", Task.TOKEN_CLASSIFICATION), context, training)
     assert fitted.best is not None
-    assert fitted.best[1] < 0.3 < math.log(3)
+    assert fitted.best[1] < 0.5 < math.log(3)
 
 
 def test_a_narrower_student_learns_hidden_states_through_a_projection(tmp_path: Path, context_of: ContextOf) -> None:
@@ -143,17 +143,17 @@ def test_the_job_s_random_numbers_go_on_as_if_nothing_was_drawn(tmp_path: Path, 
 
 
 def test_accumulated_batches_train_as_the_large_batch(tmp_path: Path, context_of: ContextOf) -> None:
-    context = context_of(build(tmp_path / "teacher"), sentences(60))
+    context = context_of(build(tmp_path / "teacher"), sentences(42))
     found = []
-    for batch, accumulation in ((12, 1), (5, 3), (3, 4), (4, 3)):
-        training = QUICK.model_copy(update={"batch_rows": batch, "gradient_accumulation": accumulation})
-        student = student_of(tmp_path / f"student{batch}").double().float()
-        fit(student, context, training, LossParameters(), stage=f"{batch}")
-        found.append(weights(student))
-    for name, value in found[0].items():
-        assert torch.allclose(found[2][name], value, atol=2e-4), name
-        assert torch.allclose(found[3][name], value, atol=2e-4), name
-    assert not same(found[0], found[1])  # 15 rows a step are other steps
+    for batch, accumulation in ((12, 1), (5, 3), (5, 2), (3, 4)):  # the last steps of an epoch are uneven
+        training = QUICK.model_copy(update={"batch_rows": batch, "gradient_accumulation": accumulation, "validation_share": 0})
+        curves = fit(
+            student_of(tmp_path / f"{batch}-{accumulation}"), context, training, LossParameters(), stage=f"{batch}-{accumulation}"
+        ).curves
+        found.append({name: [value for _, value in curves[name]] for name in ("loss", "gradient_norm")})
+    large, *others, accumulated = found
+    assert accumulated == {name: pytest.approx(values, rel=1e-3) for name, values in large.items()}
+    assert all(other != {name: pytest.approx(values, rel=1e-3) for name, values in large.items()} for other in others)
 
 
 def test_one_seed_trains_one_way_and_another_another(tmp_path: Path, context_of: ContextOf) -> None:
@@ -290,8 +290,8 @@ def test_points_are_told_four_times_a_second_at_most(tmp_path: Path, context_of:
     from services.optimization.training.fitting import run
 
     clock = itertools.count(0, 0.01)
-    context = context_of(build(tmp_path / "teacher"), sentences(200))
-    training = QUICK.model_copy(update={"validation_share": 0, "epochs": 4})
+    context = context_of(build(tmp_path / "teacher"), sentences(160))
+    training = QUICK.model_copy(update={"validation_share": 0, "epochs": 2, "checkpoint_seconds": 1000})
     fitted = run(student_of(tmp_path / "student"), context, training, BY_LABELS, stage="test", clock=lambda: next(clock))
     points = [step for _, _, step, metrics in told if "loss" in metrics]
     assert fitted.seconds / 0.5 < len(points) <= fitted.seconds / 0.25 + 1

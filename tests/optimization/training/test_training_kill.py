@@ -6,11 +6,11 @@ import signal
 from pathlib import Path
 
 import torch
-from conftest import ContextOf, build, sentences  # type: ignore[import-not-found]
 
 from services.backends.torch import load_module
 from services.optimization.techniques.technique import Context
 from services.optimization.training import LossParameters, TrainingParameters, fit
+from tests.optimization.training.tiny_models import ContextOf, build, sentences
 
 TRAINING = TrainingParameters(epochs=2, batch_rows=8, learning_rate=3e-3, checkpoint_seconds=0)
 

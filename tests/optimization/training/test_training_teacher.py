@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ContextOf, Told, build, sentences  # type: ignore[import-not-found]
 
 from services.optimization.rows import TextRows, prepare
 from services.optimization.techniques.technique import Model
@@ -12,6 +11,7 @@ from services.optimization.training import LossParameters, TrainingParameters, f
 from services.optimization.training.internals import OUTPUT, RELATIONS, matched_layers
 from services.optimization.training.teacher import Teacher, TeacherOutputs
 from services.repository.manifest import Task
+from tests.optimization.training.tiny_models import ContextOf, Told, build, sentences
 
 WANTED = (OUTPUT, "hidden.0", "hidden.1", *RELATIONS)
 CPU = torch.device("cpu")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from services import backends
 from services.optimization import fidelity, folder
+from services.optimization.environment import cpu_features, has_int8_dot
 from services.optimization.examples import Examples
 from services.optimization.failures import NotEnoughData, Toolchain
 from services.optimization.rows import Batch, batches, prepare
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from services.optimization.techniques.qat import QatParameters
 
 # Of the largest answer. Sums in another order move single values to the next of 255 levels, layer after layer.
-TOLERANCE = 0.1
+TOLERANCE = 0.05
 FOLDING_TOLERANCE = 1e-4
 MIN_TRAINING_EXAMPLES = 16
 HELD_OUT_SHARE = 0.1
@@ -133,8 +134,12 @@ class Training:
         pairs = zip(found, simulated, self._probed, strict=True)
         worst = max(deviation(real, wanted, batch.get("attention_mask")) for real, wanted, batch in pairs)
         if worst > TOLERANCE:
-            raise Toolchain(f"qat: the quantized model deviates from the trained one by {worst:.2g}; {TOLERANCE:g} is allowed")
+            raise Toolchain(f"qat: the quantized model deviates from the trained one by {worst:.2g}; {TOLERANCE:g} is allowed{self._hint()}")
         return worst
+
+    def _hint(self) -> str:
+        saturates = not self._plan.reduces_range and not has_int8_dot(cpu_features())
+        return "; without 8-bit dot products this processor's sums saturate, which reduce_range avoids" if saturates else ""
 
     def _fidelity(self, written: Path) -> float:
         """To the original, on examples that are not trained on."""

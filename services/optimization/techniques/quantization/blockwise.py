@@ -22,7 +22,7 @@ def _write(model: Any, target: str, parameters: "Int4Parameters", excluded: list
     """Raises Toolchain."""
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
-    logging.getLogger(MatMulNBitsQuantizer.__module__).setLevel(logging.WARNING)  # it tells of every node
+    logging.getLogger(MatMulNBitsQuantizer.__module__).setLevel(logging.ERROR)  # it tells of every node and of the raised IR version
     op_types = ("MatMul", "Gather") if parameters.quantize_embeddings else ("MatMul",)
     config = DefaultWeightOnlyQuantConfig(
         block_size=parameters.block_size,
