@@ -75,7 +75,7 @@ def _is_prose(sentence: str) -> bool:
 def teacher(folder: Path, pairs: Sequence[tuple[str, str]], *, epochs: int = 2, seed: int = 0) -> Path:
     """MiniLM fine-tuned on the pairs, saved in `folder`; found there the next time. Answers the model's folder."""
     made = folder / f"teacher-{len(pairs)}-{epochs}-{seed}"
-    if (made / "done").exists():
+    if (made / ".done").exists():
         return made
     import torch
     import transformers
@@ -91,7 +91,7 @@ def teacher(folder: Path, pairs: Sequence[tuple[str, str]], *, epochs: int = 2, 
     _fine_tune(model, tokenizer, pairs, epochs, seed)
     model.eval().save_pretrained(made)
     tokenizer.save_pretrained(made)
-    (made / "done").touch()
+    (made / ".done").touch()
     return made
 
 
