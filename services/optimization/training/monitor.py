@@ -15,15 +15,20 @@ class Monitor:
         self._begin, self._end = share
         self._clock = clock
         self._last = -SECONDS_BETWEEN
+        self._tenth = -1
 
     def point(self, fraction: float, step: int, metrics: Mapping[str, float]) -> None:
         if self._clock() - self._last >= SECONDS_BETWEEN:
             self.line(fraction, "", step, metrics)
 
     def advance(self, fraction: float, message: str) -> None:
-        """A line without a point, as seldom as points."""
-        if self._clock() - self._last >= SECONDS_BETWEEN:
+        """The fraction as seldom as points, the message once in a tenth of the way."""
+        tenth = int(10 * fraction)
+        if tenth != self._tenth:
+            self._tenth = tenth
             self.line(fraction, message)
+        else:
+            self.point(fraction, 0, NO_METRICS)
 
     def line(self, fraction: float, message: str, step: int = 0, metrics: Mapping[str, float] = NO_METRICS) -> None:
         """Raises BudgetExceeded past the job's time."""

@@ -1,6 +1,7 @@
 """The small models of every task as ONNX, with examples to calibrate them on."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import create_model
 
 from benchmarks import corpus
 from services.optimization.examples import Examples
+from services.optimization.techniques import Technique, find
 from services.repository.manifest import Format, Signature, Task, TensorSpec
 from tests.applied import apply
 from tests.converted import Made, Sources
@@ -44,6 +47,14 @@ def examples(name: str, count: int = 32) -> Examples:
     return Examples(texts=tuple(corpus.prose(count, "train")))
 
 
+def defaulting(technique: str, **parameters: Any) -> Technique:
+    """With these parameters as its defaults: some are named as `apply` names its examples."""
+    found = find(technique)
+    chosen = found.parameters.model_validate(parameters)
+    fields: dict[str, Any] = {name: (field.annotation, getattr(chosen, name)) for name, field in found.parameters.model_fields.items()}
+    return replace(found, parameters=create_model("Chosen", __base__=found.parameters, **fields))
+
+
 def tensor_model(folder: Path) -> Made:
     """Two Gemms with a ReLU between, x FP32 [rows, 8] to y FP32 [rows, 4]. Opset 12: older than a scale per channel."""
     random = np.random.default_rng(0)
@@ -74,10 +85,10 @@ def spoil(made: Made, folder: Path, layer: str, factor: float = 1e4) -> Made:
     weight = numpy_helper.to_array(weights[node.input[1]])
     scale = np.ones(len(weight), np.float32)
     scale[0] = factor
-    added = {"spoiled_scale": scale, "spoiled_weight": weight / scale[:, None]}
+    added = {"poison": scale, "cure": weight / scale[:, None]}
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in added.items())
-    scaling = helper.make_node("Mul", [node.input[0], "spoiled_scale"], ["spoiled"], "spoil")
-    node.input[:] = ["spoiled", "spoiled_weight"]  # before the insertion, which moves what `node` stands for
+    scaling = helper.make_node("Mul", [node.input[0], "poison"], ["spoiled"], "spoil")
+    node.input[:] = ["spoiled", "cure"]  # before the insertion, which moves what `node` stands for
     model.graph.node.insert(index, scaling)
     folder.mkdir()
     onnx.save(model, folder / "model.onnx")
@@ -92,6 +103,15 @@ def layer_ending(made: Made, ending: str) -> str:
 def initializers(folder: Path) -> Mapping[str, Any]:
     """Arrays by name."""
     return {value.name: numpy_helper.to_array(value) for value in onnx.load(folder / "model.onnx").graph.initializer}
+
+
+def weight_scales(folder: Path) -> list[int]:
+    """How many scales each INT8 weight of a graph with DequantizeLinear has."""
+    model, constants = onnx.load(folder / "model.onnx"), initializers(folder)
+    pairs = [
+        (constants.get(node.input[0]), constants.get(node.input[1])) for node in model.graph.node if node.op_type == "DequantizeLinear"
+    ]
+    return [scale.size for values, scale in pairs if values is not None and values.dtype == np.int8]
 
 
 def operators(folder: Path) -> list[str]:

@@ -55,7 +55,9 @@ def test_the_search_keeps_the_spoiled_layer_in_fp32_and_no_other(exports: Export
     assert outcome.notes["excluded"] == [layer]
     assert next(iter(outcome.notes["sensitivity"])) == layer
     assert outcome.notes["trials"][0]["fidelity"] < 0.99 <= outcome.notes["calibration_fidelity"]
-    _, fixed = apply("dynamic_int8", *spoiled, tmp_path / "bound", calibration=examples("vit"), target_fidelity=0.99, max_excluded_share=0.0)
+    _, fixed = apply(
+        "dynamic_int8", *spoiled, tmp_path / "bound", calibration=examples("vit"), target_fidelity=0.99, max_excluded_share=0.0
+    )
     assert (fixed.notes["excluded"], fixed.notes["calibration_fidelity"] < 0.99) == ([], True)
 
 
@@ -88,7 +90,9 @@ def test_per_tensor_has_one_scale_where_per_channel_has_one_per_output(exports: 
 def test_tables_stay_in_fp32_when_asked(exports: Exports, tmp_path: Path) -> None:
     sizes = {}
     for quantized in (True, False):
-        target, outcome = apply("dynamic_int8", *exports["lm"], tmp_path / str(quantized), target_fidelity=None, quantize_embeddings=quantized)
+        target, outcome = apply(
+            "dynamic_int8", *exports["lm"], tmp_path / str(quantized), target_fidelity=None, quantize_embeddings=quantized
+        )
         sizes[quantized] = weight_bytes(target)
         assert (outcome.notes["quantized_tables"] > 0) is quantized
     assert sizes[True] < 0.8 * sizes[False]
@@ -110,7 +114,9 @@ def test_a_graph_without_products_is_refused(tmp_path: Path) -> None:
         apply("dynamic_int8", folder, signature, tmp_path / "int8", target_fidelity=None)
 
 
-@pytest.mark.parametrize(("field", "value"), [("target_fidelity", 1.5), ("max_excluded_share", -0.1), ("exclude", "*"), ("per_chanel", True)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("target_fidelity", 1.5), ("max_excluded_share", -0.1), ("exclude", "*"), ("per_chanel", True)]
+)
 def test_bad_parameters_are_named(field: str, value: object) -> None:
     with pytest.raises(ValidationError, match=field):
         find("dynamic_int8").parameters.model_validate({field: value})

@@ -199,7 +199,7 @@ def test_a_checkpoint_of_another_run_is_not_taken(tmp_path: Path, context_of: Co
         train(student_of(tmp_path / "second"), context, QUICK.model_copy(update={"learning_rate": 1e-3}), after_step=killing_after(0))
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x00" * 64, b"{}"])
+@pytest.mark.parametrize("damage", [b"", b"\x00" * 64, b"{}"], ids=["empty", "zeros", "other"])
 def test_a_damaged_checkpoint_counts_as_none(tmp_path: Path, context_of: ContextOf, damage: bytes) -> None:
     context = context_of(build(tmp_path / "teacher"), sentences(40))
     first, second = student_of(tmp_path / "first"), student_of(tmp_path / "second")

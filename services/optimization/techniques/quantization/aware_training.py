@@ -134,7 +134,9 @@ class Training:
         pairs = zip(found, simulated, self._probed, strict=True)
         worst = max(deviation(real, wanted, batch.get("attention_mask")) for real, wanted, batch in pairs)
         if worst > TOLERANCE:
-            raise Toolchain(f"qat: the quantized model deviates from the trained one by {worst:.2g}; {TOLERANCE:g} is allowed{self._hint()}")
+            raise Toolchain(
+                f"qat: the quantized model deviates from the trained one by {worst:.2g}; {TOLERANCE:g} is allowed{self._hint()}"
+            )
         return worst
 
     def _hint(self) -> str:

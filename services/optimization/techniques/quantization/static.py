@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import onnx
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
+from services.optimization.environment import cpu_features, has_int8_dot
 from services.optimization.failures import Toolchain
 from services.optimization.rows import Rows, prepare
 from services.optimization.techniques import sensitivity
@@ -110,6 +111,8 @@ class StaticStrategy:
 def quantize(context: Context, parameters: "StaticInt8Parameters") -> Outcome:
     """Raises UnsupportedOperator, NotEnoughData or Toolchain."""
     check_examples("static_int8", len(context.calibration), "ranges that stand for the data need")
+    if parameters.reduce_range is None and parameters.target_fidelity is None:  # nothing is measured that could decide
+        parameters = parameters.model_copy(update={"reduce_range": not has_int8_dot(cpu_features())})
     strategy = StaticStrategy(context, parameters)
     check_layers(strategy, "Conv, MatMul or Gemm by a constant weight")
     context.progress(0.05, f"ranges of activations by {parameters.calibration}")
