@@ -44,7 +44,12 @@ PLACES = {
     "grpc_reflection": ("services.chassis",),
 }
 
-PURE = ("services.inference.batching", "services.inference.service_time", "services.optimization.jobs", "services.optimization.scheduling")
+PURE = (
+    "services.inference.batching",
+    "services.inference.service_time",
+    "services.optimization.jobs.job",
+    "services.optimization.jobs.scheduling",
+)
 DOORS = ("servicer", "wire", "__main__")
 
 
@@ -119,16 +124,16 @@ def test_the_table_knows_modules_that_exist() -> None:
     ("module", "source"),
     [
         ("services.inference.core", "from services.cache import store"),
-        ("services.inference.core", "def f():\n    import services.optimization.jobs"),
+        ("services.inference.core", "def f():\n    import services.optimization.jobs.job"),
         ("services.inference.core", "from hone.inference.v1 import inference_pb2"),
         ("services.inference.core", "import hone"),
         ("services.inference.core", "import torch.nn"),
         ("services.chassis.server", "from services.repository.store import Repository"),
         ("services.repository.store", "import grpc"),
         ("services.backends.torch", "from services.repository.store import Repository"),
-        ("services.optimization.runner", "from services.optimization.__main__ import main"),
+        ("services.optimization.jobs.runner", "from services.optimization.__main__ import main"),
         ("services.optimization.job_servicer", "import onnxruntime"),
-        ("services.optimization.jobs", "import time"),
+        ("services.optimization.jobs.job", "import time"),
         ("services.inference.batching", "import numpy"),
         ("hone.client", "from services.chassis import errors"),
         ("hone.client", "import typer"),
@@ -144,7 +149,7 @@ def test_a_forbidden_import_is_found(module: str, source: str) -> None:
         ("services.inference.servicer", "from hone.inference.v1 import inference_pb2"),
         ("services.inference.__main__", "from hone.aio import CacheClient"),
         ("services.backends.torch", "import torch\nfrom services.repository.manifest import Format"),
-        ("services.optimization.jobs", "from datetime import datetime"),
+        ("services.optimization.jobs.job", "from datetime import datetime"),
     ],
 )
 def test_an_allowed_import_is_not(module: str, source: str) -> None:

@@ -12,10 +12,10 @@ from services.chassis.server import Server, run, until_signalled
 from services.chassis.settings import load
 from services.optimization import dataset_servicer, job_servicer, model_servicer
 from services.optimization.errors import ERRORS
-from services.optimization.runner import Runner
+from services.optimization.jobs.runner import Runner
+from services.optimization.jobs.store import JobStore
+from services.optimization.jobs.writers import writing
 from services.optimization.settings import OptimizationSettings
-from services.optimization.store import JobStore
-from services.optimization.writers import writing
 from services.repository.datasets import Datasets
 from services.repository.store import Repository
 from services.repository.uploads import UploadLimits, Uploads

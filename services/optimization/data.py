@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from services.optimization.dataset_parsing import read_table
-from services.optimization.dataset_table import BadDataset, Table, Values
+from services.optimization.datasets.parsing import read_table
+from services.optimization.datasets.table import BadDataset, Table, Values
 from services.optimization.examples import Examples, Ints
 from services.optimization.failures import NotEnoughData
 from services.optimization.spec import DataSource

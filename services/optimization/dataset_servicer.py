@@ -11,10 +11,10 @@ from hone.repository.v1 import datasets_pb2_grpc
 
 from services.chassis.faults import InvalidField, OutOfRange
 from services.optimization import dataset_wire, pages, wire
-from services.optimization.dataset_inspection import head, inspect_file
-from services.optimization.dataset_table import BadDataset
-from services.optimization.disk_work import chunks, on_disk
-from services.optimization.sealings import Sealings
+from services.optimization.datasets.table import BadDataset
+from services.optimization.uploads.dataset_inspection import head, inspect_file
+from services.optimization.uploads.disk_work import chunks, on_disk
+from services.optimization.uploads.sealings import Sealings
 from services.repository.dataset_manifest import DatasetFormat, DatasetManifest
 from services.repository.datasets import NOUN, Datasets, ResolvedDataset, UnknownDataset, parse_reference
 from services.repository.references import check_name

@@ -3,9 +3,9 @@
 import grpc
 
 from services.chassis.errors import ErrorTable
-from services.optimization.dataset_table import BadDataset
+from services.optimization.datasets.table import BadDataset
 from services.optimization.failures import BadModel
-from services.optimization.store import RequestTaken, UnknownJob
+from services.optimization.jobs.store import RequestTaken, UnknownJob
 from services.repository.channels import NoEarlierVersion
 from services.repository.datasets import UnknownDataset
 from services.repository.references import BadName

@@ -9,17 +9,17 @@ from typing import Any, Protocol
 from pydantic import Field
 
 from services.optimization import data as job_data
-from services.optimization import gates
 from services.optimization.data import Data
 from services.optimization.environment import describe
-from services.optimization.evaluation import Compared, Comparison, Timed
+from services.optimization.evaluation import gates
+from services.optimization.evaluation.comparison import Compared, Comparison, Timed
+from services.optimization.evaluation.gates import Evidence
+from services.optimization.evaluation.metrics import Metric, metric_of
 from services.optimization.examples import Examples
-from services.optimization.exhaustion import disk_is_full, memory_is_full
 from services.optimization.failures import BudgetExceeded, NotEnoughData, Toolchain, UnsupportedOperator
-from services.optimization.gates import Evidence
 from services.optimization.history import History
+from services.optimization.jobs.exhaustion import disk_is_full, memory_is_full
 from services.optimization.kept import KeptSteps
-from services.optimization.metrics import Metric, metric_of
 from services.optimization.recipe import Gates, Kinds, Objective, Recipe, validate_recipes
 from services.optimization.report import Candidate, Measurement, Report, Verdict
 from services.optimization.steps import Materials, Steps, within

@@ -11,13 +11,13 @@ from hone.optimization.v1 import jobs_pb2_grpc
 
 from services.chassis.faults import InvalidField, Overloaded, Unavailable, WrongState
 from services.optimization import page, planning, wire
-from services.optimization.jobs import Job, State
+from services.optimization.jobs.job import Job, State
+from services.optimization.jobs.runner import Runner
+from services.optimization.jobs.scheduling import OverBudget
+from services.optimization.jobs.store import JobStore, UnknownJob
 from services.optimization.report import Report
-from services.optimization.runner import Runner
-from services.optimization.scheduling import OverBudget
 from services.optimization.settings import OptimizationSettings
 from services.optimization.spec import Spec
-from services.optimization.store import JobStore, UnknownJob
 from services.optimization.techniques import TECHNIQUES, Model
 from services.repository.references import parse
 from services.repository.store import Repository, Resolved

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from services.optimization import folder
-from services.optimization.exhaustion import disk_is_full
+from services.optimization.jobs.exhaustion import disk_is_full
 from services.repository.manifest import Frozen, Signature
 
 _MODEL, _RECORD, _STAGING, _CHECKPOINTS, _OUTPUTS = "model", "step.json", "staging", "checkpoints", "outputs"

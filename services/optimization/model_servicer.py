@@ -13,7 +13,7 @@ from hone.repository.v1 import models_pb2_grpc
 
 from services.chassis.faults import InvalidField, OutOfRange, Overloaded
 from services.optimization import wire
-from services.optimization.inspection import inspect_folder
+from services.optimization.uploads.inspection import inspect_folder
 from services.repository.manifest import Manifest, Task
 from services.repository.references import check_channel, check_name, parse
 from services.repository.store import CHUNK_BYTES, Damaged, Origin, Repository, Resolved, UnknownModel

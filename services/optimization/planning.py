@@ -7,12 +7,12 @@ from typing import Any
 
 from services.optimization import folder
 from services.optimization.data import Data, check, read
+from services.optimization.evaluation.metrics import Metric, metric_of
 from services.optimization.examples import Examples
 from services.optimization.execution import HISTORY, Plan, Teacher
 from services.optimization.failures import NotEnoughData
 from services.optimization.history import History
 from services.optimization.kept import KeptSteps
-from services.optimization.metrics import Metric, metric_of
 from services.optimization.recipe import Kinds, Recipe, default_recipes, parse_parameters, validate_recipes
 from services.optimization.spec import DataSource, Spec
 from services.optimization.steps import Materials, Steps

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError
 
-from services.optimization.metrics import Metric
+from services.optimization.evaluation.metrics import Metric
 from services.optimization.techniques import Parameters, Technique, find
 from services.repository.manifest import Format, Frozen, Signature, Task
 

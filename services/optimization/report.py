@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from services.optimization.metrics import Metric
+from services.optimization.evaluation.metrics import Metric
 from services.optimization.recipe import Step
 from services.repository.manifest import Frozen
 

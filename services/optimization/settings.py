@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.chassis.settings import ServerSettings
-from services.optimization import memory
-from services.optimization.scheduling import Capacity, Defaults
+from services.optimization.jobs import memory
+from services.optimization.jobs.scheduling import Capacity, Defaults
 
 
 class OptimizationSettings(ServerSettings):

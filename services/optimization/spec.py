@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from services.optimization.metrics import Metric
+from services.optimization.evaluation.metrics import Metric
 from services.optimization.recipe import Gates, Objective, Recipe
 from services.repository.manifest import Frozen
 from services.repository.references import check_channel, check_name

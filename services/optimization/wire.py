@@ -13,8 +13,8 @@ from hone.repository.v1 import models_pb2
 from pydantic import ValidationError
 
 from services.chassis.faults import InvalidField
-from services.optimization.jobs import Event, Job, State
-from services.optimization.metrics import Metric
+from services.optimization.evaluation.metrics import Metric
+from services.optimization.jobs.job import Event, Job, State
 from services.optimization.planning import Estimate, PlannedStep
 from services.optimization.recipe import Gates, Objective
 from services.optimization.report import Candidate, Interval, Measurement, Quality, Report

@@ -179,7 +179,7 @@ def test_a_disk_that_fills_up_fails_the_job_and_leaves_nothing_half_visible(tmp_
 def test_a_worker_whose_service_has_ended_does_not_begin(tmp_path: Path) -> None:
     """Killed before its worker could ask to die with it."""
     (tmp_path / "task.json").write_text("{}")
-    command = [sys.executable, "-m", "services.optimization.worker", str(tmp_path), str(os.getpid() + 1)]
+    command = [sys.executable, "-m", "services.optimization.jobs.worker", str(tmp_path), str(os.getpid() + 1)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "the service ended before its worker began" in done.stderr

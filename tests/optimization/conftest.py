@@ -12,10 +12,10 @@ from hone.repository.v1 import models_pb2_grpc
 from services.chassis.server import Server
 from services.optimization.errors import ERRORS
 from services.optimization.job_servicer import JobServicer
+from services.optimization.jobs.runner import Runner
+from services.optimization.jobs.store import JobStore
 from services.optimization.model_servicer import ModelServicer
-from services.optimization.runner import Runner
 from services.optimization.settings import OptimizationSettings
-from services.optimization.store import JobStore
 from services.repository.store import Repository
 from services.repository.uploads import UploadLimits, Uploads
 from tests.optimization.databases import database, postgres

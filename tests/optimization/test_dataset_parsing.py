@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from services.optimization.dataset_parsing import BadDataset, Table, read_head, read_table
+from services.optimization.datasets.parsing import BadDataset, Table, read_head, read_table
 from services.repository.dataset_manifest import ColumnKind, DatasetFormat
 
 JSONL, CSV, PARQUET, NPZ = DatasetFormat.JSONL, DatasetFormat.CSV, DatasetFormat.PARQUET, DatasetFormat.NPZ
@@ -504,7 +504,7 @@ def test_a_member_that_grows_beyond_what_it_declares_is_refused() -> None:
 
 
 def test_a_parquet_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.optimization.dataset_parsing.FREE_BYTES", 100_000)
+    monkeypatch.setattr("services.optimization.datasets.parsing.FREE_BYTES", 100_000)
     content = parquet({"a": [0.5] * 200_000}, compression="zstd", use_dictionary=False)
     assert len(content) < 20_000
     monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("it was unpacked"))

@@ -11,13 +11,13 @@ import pytest
 from benchmarks.sentences import labelled_sentences, sentences
 from services import backends
 from services.optimization.data import Data
+from services.optimization.evaluation.metrics import Metric
 from services.optimization.execution import Execution, Plan, execute
 from services.optimization.failures import BudgetExceeded, NotEnoughData
-from services.optimization.inspection import inspect_folder
-from services.optimization.metrics import Metric
 from services.optimization.recipe import Gates, Objective, Recipe, Step
 from services.optimization.report import Report, Verdict
 from services.optimization.spec import DataSource
+from services.optimization.uploads.inspection import inspect_folder
 from services.repository.dataset_manifest import DatasetFormat
 from services.repository.manifest import Format, Signature, Task, TensorSpec
 from tests.models import classifier, classifier_signature, minilm_signature, shallow_minilm

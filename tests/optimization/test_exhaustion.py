@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from services.optimization.exhaustion import disk_is_full, memory_is_full
+from services.optimization.jobs.exhaustion import disk_is_full, memory_is_full
 
 
 def wrapped(error: BaseException) -> BaseException:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from services.optimization.answers import Answers
-from services.optimization.fidelity import classification_fidelity, compare, embedding_fidelity
+from services.optimization.evaluation.answers import Answers
+from services.optimization.evaluation.fidelity import classification_fidelity, compare, embedding_fidelity
 from services.repository.manifest import Task
 
 VECTORS = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.optimization.gates import Evidence, Judgement, choose, judge
-from services.optimization.metrics import Metric
+from services.optimization.evaluation.gates import Evidence, Judgement, choose, judge
+from services.optimization.evaluation.metrics import Metric
 from services.optimization.recipe import Gates, Objective, Step
 from services.optimization.report import Candidate, Interval, Measurement, Quality, Verdict, WorkloadResult
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 
-from services.optimization import allowed_files, safetensors_header
 from services.optimization.failures import BadModel
-from services.optimization.inspection import inspect_folder
+from services.optimization.uploads import allowed_files, safetensors_header
+from services.optimization.uploads.inspection import inspect_folder
 from services.repository.manifest import Format, Task
 from tests.models import MODEL_FILES, minilm, minilm_signature
 
@@ -133,7 +133,7 @@ def test_a_sound_header_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_contents_are_judged(upload: Path, spoil: Spoil, fault: str) -> None:
-    from services.optimization.parsing import parse_folder  # in this process: the same code, without the child's start
+    from services.optimization.uploads.parsing import parse_folder  # in this process: the same code, without the child's start
 
     if "architecture" in fault:
         (upload / "modules.json").unlink()
@@ -146,7 +146,7 @@ def test_contents_are_judged(upload: Path, spoil: Spoil, fault: str) -> None:
     ("layers", "width", "fault"), [(7, 1536, "is missing"), (5, 1536, "has no place for"), (6, 1024, r"shape \[.*asks for \[")]
 )
 def test_weights_that_contradict_the_config(upload: Path, layers: int, width: int, fault: str) -> None:
-    from services.optimization.parsing import parse_folder
+    from services.optimization.uploads.parsing import parse_folder
 
     merge("config.json", num_hidden_layers=layers, intermediate_size=width)(upload)
     with pytest.raises(BadModel, match=rf"^model\.safetensors: .*{fault}"):
@@ -200,7 +200,7 @@ def test_onnx_that_reaches_out_is_refused(tmp_path: Path, content: dict[str, str
 
 @pytest.mark.parametrize("content", [b"", b"\x08", b"not onnx at all", os.urandom(64)])
 def test_onnx_garbage(tmp_path: Path, content: bytes) -> None:
-    from services.optimization.parsing import parse_folder
+    from services.optimization.uploads.parsing import parse_folder
 
     (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(BadModel, match=r"^model\.onnx: "):

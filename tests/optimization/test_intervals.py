@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.optimization.intervals import bootstrap_mean, mcnemar, paired_difference, resampled_sums, two_sided, wilson
+from services.optimization.evaluation.intervals import bootstrap_mean, mcnemar, paired_difference, resampled_sums, two_sided, wilson
 
 
 def test_wilson_against_a_published_value() -> None:

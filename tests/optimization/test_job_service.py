@@ -8,7 +8,7 @@ import grpc
 import pytest
 from hone.optimization.v1 import jobs_pb2 as pb
 
-from services.optimization.jobs import State
+from services.optimization.jobs.job import State
 from services.repository.manifest import Format, Signature, Task, TensorSpec
 from services.repository.store import Origin, Repository
 from tests.models import minilm_signature

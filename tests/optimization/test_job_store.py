@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
 
-from services.optimization.jobs import IllegalTransition, Job, Result, State
-from services.optimization.store import JobStore, LeaseLost, RequestTaken, UnknownJob
+from services.optimization.jobs.job import IllegalTransition, Job, Result, State
+from services.optimization.jobs.store import JobStore, LeaseLost, RequestTaken, UnknownJob
 
 NOW = datetime(2026, 1, 1, 12, 30, 15, 250_000, tzinfo=UTC)
 

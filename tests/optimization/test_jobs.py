@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.optimization.jobs import ENDED, FOLLOWS, HELD, IllegalTransition, Job, Lease, Result, State, advance
+from services.optimization.jobs.job import ENDED, FOLLOWS, HELD, IllegalTransition, Job, Lease, Result, State, advance
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 paths = st.lists(st.sampled_from(State), max_size=12)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from services.optimization.latency import MAX_ROUNDS, MIN_ROUNDS, Workload, speedup, summarize, take_turns
+from services.optimization.evaluation.latency import MAX_ROUNDS, MIN_ROUNDS, Workload, speedup, summarize, take_turns
 
 
 class Machine:

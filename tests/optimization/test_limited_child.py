@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from services.optimization import limited_child
-from services.optimization.dataset_inspection import inspect_file
-from services.optimization.dataset_parsing import BadDataset
+from services.optimization.datasets.parsing import BadDataset
+from services.optimization.uploads import limited_child
+from services.optimization.uploads.dataset_inspection import inspect_file
 from services.repository.dataset_manifest import DatasetFormat
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[2]
 READER = """
 import sys
 from pathlib import Path
-from services.optimization import dataset_parquet, dataset_parsing, limited_child
+from services.optimization.datasets import parquet as dataset_parquet
+from services.optimization.datasets import parsing as dataset_parsing
+from services.optimization.uploads import limited_child
 
 limited_child.limit_self(1 << 30)
 try:
@@ -42,7 +44,7 @@ def test_a_parquet_file_that_hides_its_size_meets_the_limit(tmp_path: Path) -> N
 
 def test_an_answer_is_json(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a\n1\n")
-    module = "services.optimization.dataset_inspection"
+    module = "services.optimization.uploads.dataset_inspection"
     assert limited_child.ask(module, "contents", str(tmp_path / "a.csv"), "csv")["contents"]["rows"] == 1
 
 

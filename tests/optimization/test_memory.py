@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from services.optimization import memory
+from services.optimization.jobs import memory
 
 HUGE = "9223372036854771712"  # no limit, as version 1 writes it
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.optimization.jobs import Job
-from services.optimization.metrics import Metric
+from services.optimization.evaluation.metrics import Metric
+from services.optimization.jobs.job import Job
 from services.optimization.page import Story, render
 from services.optimization.page.rules import Precision, precision_of
 from services.optimization.page.tradeoff import Point, front_of

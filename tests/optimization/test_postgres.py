@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sql
 
-from services.optimization.jobs import Job, Result, State
-from services.optimization.store import JobStore
+from services.optimization.jobs.job import Job, Result, State
+from services.optimization.jobs.store import JobStore
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LONG_S, PAST_S = 3600.0, -1.0

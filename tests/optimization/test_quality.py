@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from services.optimization.answers import Answers
+from services.optimization.evaluation.answers import Answers
+from services.optimization.evaluation.metrics import Metric, metric_of
+from services.optimization.evaluation.quality import Truth, loss_of, qualities
 from services.optimization.examples import IGNORED
-from services.optimization.metrics import Metric, metric_of
-from services.optimization.quality import Truth, loss_of, qualities
 from services.repository.manifest import Task
 
 RANDOM = np.random.default_rng(0)

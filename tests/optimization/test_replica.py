@@ -6,14 +6,14 @@ from pathlib import Path
 
 import psutil
 
-from services.optimization.processes import MARK
-from services.optimization.replica import Replica
+from services.optimization.jobs.processes import MARK
+from services.optimization.jobs.replica import Replica
 
 # Becomes a replica, starts a process for a job in a session of its own, tells both, and waits to be killed.
 LIVING = f"""
 import os, subprocess, sys
 from pathlib import Path
-from services.optimization.replica import Replica
+from services.optimization.jobs.replica import Replica
 replica = Replica(Path(sys.argv[1]))
 (replica.folder / "job").mkdir()
 sleeper = [sys.executable, "-c", "import signal; signal.pause()"]

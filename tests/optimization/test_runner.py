@@ -14,16 +14,16 @@ import psutil
 import pytest
 
 from benchmarks.sentences import sentences
-from services.optimization.jobs import Event, Job, State
-from services.optimization.publishing import publish
+from services.optimization.jobs.job import Event, Job, State
+from services.optimization.jobs.publishing import publish
+from services.optimization.jobs.runner import Runner
+from services.optimization.jobs.scheduling import OverBudget
+from services.optimization.jobs.store import JobStore, Queued
+from services.optimization.jobs.worker import Outcome
 from services.optimization.recipe import Gates, Objective, Recipe, Step
 from services.optimization.report import Report, Verdict
-from services.optimization.runner import Runner
-from services.optimization.scheduling import OverBudget
 from services.optimization.settings import OptimizationSettings
 from services.optimization.spec import Budget, DataSource, Publication, Spec
-from services.optimization.store import JobStore, Queued
-from services.optimization.worker import Outcome
 from services.repository.manifest import Manifest
 from services.repository.store import Origin, Repository
 from tests.models import minilm_signature, shallow_minilm
@@ -82,7 +82,7 @@ class Bench:
 def workers() -> list[psutil.Process]:
     """Of this process, those that live."""
     living = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in living if "services.optimization.worker" in child.cmdline()]
+    return [child for child in living if "services.optimization.jobs.worker" in child.cmdline()]
 
 
 @asynccontextmanager
@@ -124,7 +124,7 @@ async def test_accepted_is_published_once_and_refused_never(tmp_path: Path, data
             cancels.append(asyncio.run_coroutine_threadsafe(running.runner.cancel(job.id), loop))
             return publish(repository, job, outcome)
 
-        monkeypatch.setattr("services.optimization.job_run.publish", cancelled_meanwhile)
+        monkeypatch.setattr("services.optimization.jobs.run.publish", cancelled_meanwhile)
         first, second = running.submit("first"), running.submit("second", SHUT)
         done = await running.until_ended(first.id)
         assert (done.state, done.published) == (State.SUCCEEDED, "small@1"), done
@@ -230,7 +230,7 @@ async def test_a_fault_of_the_disk_ends_no_runner(tmp_path: Path, fault: str, mo
             assert (failed.state, failed.failure_class) == (State.FAILED, "INTERNAL")
             assert "in the service" in failed.failure_message
         else:
-            monkeypatch.setattr("services.optimization.runner.RETRY_S", 0.01)
+            monkeypatch.setattr("services.optimization.jobs.runner.RETRY_S", 0.01)
             failures = iter([OSError("the disk broke")])
             asked = running.store.waiting
 
@@ -282,7 +282,7 @@ async def test_two_jobs_work_at_once_on_cores_of_their_own(tmp_path: Path) -> No
 
 
 async def test_a_worker_far_past_its_time_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.optimization.worker_process.MOST_OVERRUN_S", 0.0)
+    monkeypatch.setattr("services.optimization.jobs.worker_process.MOST_OVERRUN_S", 0.0)
     async with bench(tmp_path) as running:
         failed = await running.until_ended(running.submit("slow", budget=Budget(seconds=0.01)).id)
         assert (failed.state, failed.failure_class) == (State.FAILED, "BUDGET_EXCEEDED")
@@ -291,7 +291,7 @@ async def test_a_worker_far_past_its_time_is_ended(tmp_path: Path, monkeypatch: 
 
 async def test_a_kill_for_want_of_memory_is_told_from_one_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kills = iter([3, 4])
-    monkeypatch.setattr("services.optimization.memory.oom_kills", lambda: next(kills))
+    monkeypatch.setattr("services.optimization.jobs.memory.oom_kills", lambda: next(kills))
     async with bench(tmp_path) as running:
         running.submit("starved")
         (await running.until_working("starved")).send_signal(signal.SIGKILL)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.optimization.scheduling import (
+from services.optimization.jobs.scheduling import (
     Capacity,
     Defaults,
     Need,

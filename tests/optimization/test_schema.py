@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sql
 
-from services.optimization.jobs import State
-from services.optimization.schema import LATEST, NewerSchema
+from services.optimization.jobs.job import State
+from services.optimization.jobs.schema import LATEST, NewerSchema
+from services.optimization.jobs.store import JobStore
 from services.optimization.spec import Spec
-from services.optimization.store import JobStore
 
 # The first version's tables, which kept no number.
 FIRST = """

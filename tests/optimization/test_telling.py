@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.optimization.jobs import Told
-from services.optimization.telling import BURST_LINES, EVENTS_PER_SECOND, Teller, Thinner, read_line
+from services.optimization.jobs.job import Told
+from services.optimization.jobs.telling import BURST_LINES, EVENTS_PER_SECOND, Teller, Thinner, read_line
 
 POINTS = st.builds(
     Told, stage=st.sampled_from("ab"), fraction=st.just(0.0), message=st.just(""), step=st.integers(0, 99), metrics=st.just({"loss": 1.0})

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from services.optimization import allowed_files
 from services.optimization.failures import BadModel
-from services.optimization.inspection import inspect_folder
-from services.optimization.parsing import parse_folder  # in this process: the same code, without the child's start
+from services.optimization.uploads import allowed_files
+from services.optimization.uploads.inspection import inspect_folder
+from services.optimization.uploads.parsing import parse_folder  # in this process: the same code, without the child's start
 from services.repository.manifest import Signature, Task
 from tests.applied import apply
 from tests.models import (

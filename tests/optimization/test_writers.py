@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from services.optimization.writers import writing
+from services.optimization.jobs.writers import writing
 
 
 def test_only_the_first_of_several_tidies_and_the_next_after_the_last(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from services.optimization.metrics import Metric
+from services.optimization.evaluation.metrics import Metric
 from services.optimization.page import curve_plot, latency_plot, rules, tradeoff_plot, wording
 from services.optimization.page.blocks import Block, Curves, Series, blocks, series_of
 from services.optimization.page.headline import chosen_of, headline

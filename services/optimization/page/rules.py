@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from services.optimization.environment import has_bf16, has_int8_dot
-from services.optimization.metrics import Metric
+from services.optimization.evaluation.metrics import Metric
 from services.optimization.page import wording
 from services.optimization.recipe import Step
 from services.optimization.report import Candidate

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Self
 
-from services.optimization.jobs import Job
+from services.optimization.jobs.job import Job
 from services.optimization.recipe import Gates, Objective
 from services.optimization.spec import Spec
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.optimization.metrics import Metric
+from services.optimization.evaluation.metrics import Metric
 from services.optimization.page import wording
 from services.optimization.page.story import Story
 from services.optimization.recipe import Objective

@@ -3,7 +3,7 @@
 import math
 from datetime import datetime
 
-from services.optimization.metrics import Metric
+from services.optimization.evaluation.metrics import Metric
 from services.optimization.report import Candidate, Interval, Quality, Verdict
 
 VERDICTS = {

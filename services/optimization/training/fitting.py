@@ -7,7 +7,6 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from services.optimization.configuration import read_json
 from services.optimization.failures import UnsupportedOperator
 from services.optimization.kept import digest_of
 from services.optimization.techniques.technique import Context
@@ -24,6 +23,7 @@ from services.optimization.training.parameters import LossParameters, TrainingPa
 from services.optimization.training.standing import Split
 from services.optimization.training.teacher import LARGEST_CACHE_BYTES, Teacher, TeacherOutputs
 from services.optimization.training.trainer import Parts, Trainer
+from services.optimization.uploads.configuration import read_json
 
 _TEACHING = 0.15  # share of the progress in which the teacher answers
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers")  # in config.json, by family

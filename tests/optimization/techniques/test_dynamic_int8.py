@@ -99,7 +99,7 @@ def test_tables_stay_in_fp32_when_asked(exports: Exports, tmp_path: Path) -> Non
 
 
 def test_few_examples_are_refused_with_the_way_out(exports: Exports, tmp_path: Path) -> None:
-    with pytest.raises(NotEnoughData, match="1 calibration example; null as target_fidelity quantizes without a search; .* at least 16"):
+    with pytest.raises(NotEnoughData, match=r"1 calibration example; null as target_fidelity quantizes without a search; .* at least 16"):
         apply("dynamic_int8", *exports["vit"], tmp_path / "one", calibration=examples("vit", 1))
 
 

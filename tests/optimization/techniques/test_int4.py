@@ -65,7 +65,7 @@ def test_patterns_exclude_what_they_match(exports: Exports, tmp_path: Path) -> N
 
 
 def test_nothing_left_to_quantize_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedOperator, match="no FP32 MatMul or Gemm .* not excluded"):
+    with pytest.raises(UnsupportedOperator, match=r"no FP32 MatMul or Gemm .* not excluded"):
         apply("int4_weight_only", *tensor_model(tmp_path / "model"), tmp_path / "int4", exclude=["*"])
 
 

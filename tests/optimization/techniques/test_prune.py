@@ -16,7 +16,6 @@ from services import backends
 from services.backends.torch import load_module
 from services.optimization.examples import IGNORED, Examples
 from services.optimization.failures import BadModel, NotEnoughData, UnsupportedOperator
-from services.optimization.inspection import inspect_folder
 from services.optimization.rows import TextRows
 from services.optimization.techniques import find
 from services.optimization.techniques.pruning import gradients
@@ -24,6 +23,7 @@ from services.optimization.techniques.pruning.costs import count_macs
 from services.optimization.techniques.pruning.importance import magnitudes, taylor
 from services.optimization.techniques.pruning.parts import Parts, Slice
 from services.optimization.techniques.pruning.selection import Aim, keep_best, keep_globally, keep_per_layer, spell
+from services.optimization.uploads.inspection import inspect_folder
 from services.repository.manifest import Task
 from tests.applied import apply
 from tests.models import digits_resnet, digits_resnet_signature, minilm_signature, shallow_minilm

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from services import backends
-from services.optimization import fidelity, folder
+from services.optimization import folder
 from services.optimization.environment import cpu_features, has_int8_dot
+from services.optimization.evaluation import fidelity
 from services.optimization.examples import Examples
 from services.optimization.failures import NotEnoughData, Toolchain
 from services.optimization.rows import Batch, batches, prepare

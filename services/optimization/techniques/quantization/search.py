@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from services import backends
-from services.optimization import fidelity, folder
+from services.optimization import folder
 from services.optimization.environment import cpu_features, has_int8_dot
+from services.optimization.evaluation import fidelity
 from services.optimization.failures import NotEnoughData, Toolchain, UnsupportedOperator
 from services.optimization.rows import Rows, prepare
 from services.optimization.techniques.quantization.graph import MODEL, matching

@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from services.optimization.dataset_table import (
+from services.optimization.datasets.table import (
     MAX_ROWS,
     BadDataset,
     Table,

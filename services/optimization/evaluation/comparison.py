@@ -6,12 +6,13 @@ from types import TracebackType
 from typing import Self
 
 from services import backends
-from services.optimization import answers, fidelity, folder, footprint, latency
+from services.optimization import folder
+from services.optimization.evaluation import answers, fidelity, footprint, latency
+from services.optimization.evaluation.fidelity import Fidelity
+from services.optimization.evaluation.metrics import Metric
+from services.optimization.evaluation.quality import Truth, qualities
 from services.optimization.examples import Examples
 from services.optimization.failures import BadModel, NotEnoughData, Toolchain
-from services.optimization.fidelity import Fidelity
-from services.optimization.metrics import Metric
-from services.optimization.quality import Truth, qualities
 from services.optimization.report import Interval, Measurement, Quality
 from services.optimization.rows import Batch, Rows, TextRows, prepare
 from services.optimization.techniques import Model

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.optimization.answers import Answers, Floats, Ints
-from services.optimization.examples import IGNORED
-from services.optimization.intervals import (
+from services.optimization.evaluation.answers import Answers, Floats, Ints
+from services.optimization.evaluation.intervals import (
     Statistic,
     bootstrap,
     mcnemar,
@@ -17,7 +16,8 @@ from services.optimization.intervals import (
     two_sided,
     wilson,
 )
-from services.optimization.metrics import Metric
+from services.optimization.evaluation.metrics import Metric
+from services.optimization.examples import IGNORED
 from services.optimization.report import Interval, Quality
 from services.repository.manifest import Task
 

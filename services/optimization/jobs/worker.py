@@ -1,4 +1,4 @@
-"""One job's work in a process of its own: `python -m services.optimization.worker FOLDER SERVICE_PID`.
+"""One job's work in a process of its own: `python -m services.optimization.jobs.worker FOLDER SERVICE_PID`.
 
 Reads `FOLDER/task.json`, tells its progress as JSON lines on standard output, leaves `FOLDER/result.json`. It runs on its own
 share of the cores at a lower priority, and dies with the service that started it.
@@ -19,10 +19,10 @@ from typing import TextIO
 from pydantic import Field
 
 from services.optimization.execution import Execution, Plan, Progress, execute
-from services.optimization.exhaustion import disk_is_full, memory_is_full
 from services.optimization.failures import FailureClass, OptimizationFailure
+from services.optimization.jobs.exhaustion import disk_is_full, memory_is_full
+from services.optimization.jobs.telling import Teller
 from services.optimization.report import Report
-from services.optimization.telling import Teller
 from services.repository.manifest import Frozen, Signature
 
 TASK, RESULT, CHOSEN = "task.json", "result.json", "chosen"

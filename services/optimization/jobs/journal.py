@@ -6,8 +6,8 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from services.optimization.jobs import Job, Lease, Result, State, Told
-from services.optimization.store import JobStore
+from services.optimization.jobs.job import Job, Lease, Result, State, Told
+from services.optimization.jobs.store import JobStore
 
 log = structlog.get_logger("hone.jobs")
 

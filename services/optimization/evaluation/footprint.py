@@ -22,7 +22,7 @@ from services.optimization.rows import Batch
 from services.repository.manifest import Frozen, Signature
 
 TIMEOUT_SECONDS = 300
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[3]
 
 
 class Footprint(Frozen):
@@ -49,7 +49,7 @@ def measure(folder: Path, signature: Signature, threads: int, batches: Sequence[
 
 
 def _ask_child(request: _Request) -> Footprint:
-    command = [sys.executable, "-P", "-m", "services.optimization.footprint"]
+    command = [sys.executable, "-P", "-m", "services.optimization.evaluation.footprint"]
     environment = os.environ | {"PYTHONPATH": str(_ROOT)}
     try:
         done = subprocess.run(  # noqa: S603  our own interpreter and module

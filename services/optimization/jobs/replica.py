@@ -7,7 +7,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from services.optimization import processes
+from services.optimization.jobs import processes
 from services.repository.atomic import locked
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from services.optimization.answers import Answers, Floats, answers
-from services.optimization.intervals import bootstrap, bootstrap_mean, wilson
+from services.optimization.evaluation.answers import Answers, Floats, answers
+from services.optimization.evaluation.intervals import bootstrap, bootstrap_mean, wilson
 from services.optimization.report import Interval
 from services.repository.manifest import Task
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from services.optimization.dataset_table import BadDataset as BadDataset
-from services.optimization.dataset_table import Table as Table
-from services.optimization.dataset_table import Values as Values
+from services.optimization.datasets.table import BadDataset as BadDataset
+from services.optimization.datasets.table import Table as Table
+from services.optimization.datasets.table import Values as Values
 from services.repository.dataset_manifest import Column, DatasetFormat
 
 # What a compressed file may grow to. A file whose zeros compress better than this has to be sent less compressed.
@@ -44,24 +44,24 @@ def _read(path: Path, form: DatasetFormat, first: int | None, schema: tuple[Colu
 
 
 def _jsonl(path: Path, first: int | None) -> Table:
-    from services.optimization.dataset_jsonl import read_jsonl
+    from services.optimization.datasets.jsonl import read_jsonl
 
     return read_jsonl(path, first)
 
 
 def _csv(path: Path, first: int | None, schema: tuple[Column, ...]) -> Table:
-    from services.optimization.dataset_csv import read_csv
+    from services.optimization.datasets.csv_text import read_csv
 
     return read_csv(path, first, {column.name: column.kind for column in schema})
 
 
 def _parquet(path: Path, first: int | None) -> Table:
-    from services.optimization.dataset_parquet import read_parquet
+    from services.optimization.datasets.parquet import read_parquet
 
     return read_parquet(path, largest_bytes(path), first)
 
 
 def _npz(path: Path, first: int | None) -> Table:
-    from services.optimization.dataset_npz import read_npz
+    from services.optimization.datasets.npz import read_npz
 
     return read_npz(path, largest_bytes(path), first)

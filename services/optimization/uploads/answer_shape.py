@@ -9,8 +9,8 @@ import numpy as np
 from services import backends
 from services.backends import Array
 from services.backends.text import pad
-from services.optimization import configuration
 from services.optimization.failures import BadModel
+from services.optimization.uploads import configuration
 from services.repository.manifest import Signature, Task, TensorSpec
 
 _LENGTHS = (3, 2)  # tokens of the two rows

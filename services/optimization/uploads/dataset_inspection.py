@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from services.optimization import limited_child
-from services.optimization.dataset_parsing import BadDataset, Table, Values, largest_bytes, read_head, read_table
+from services.optimization.datasets.parsing import BadDataset, Table, Values, largest_bytes, read_head, read_table
+from services.optimization.uploads import limited_child
 from services.repository.dataset_manifest import Contents, DatasetFormat, DatasetManifest
 
-MODULE = "services.optimization.dataset_inspection"
+MODULE = "services.optimization.uploads.dataset_inspection"
 ADDRESS_SPACE_BYTES = 2 << 30  # beside what the file may grow to, twice: as bytes and as values
 MAX_TEXT_CHARACTERS = 1000
 MAX_LIST_ENTRIES = 100

@@ -10,18 +10,18 @@ from pathlib import Path
 import structlog
 
 from services.optimization import planning
-from services.optimization.exhaustion import disk_is_full
 from services.optimization.failures import FailureClass
-from services.optimization.jobs import IllegalTransition, Job, Result, State
-from services.optimization.journal import Journal
+from services.optimization.jobs.exhaustion import disk_is_full
+from services.optimization.jobs.job import IllegalTransition, Job, Result, State
+from services.optimization.jobs.journal import Journal
+from services.optimization.jobs.publishing import publish, published
+from services.optimization.jobs.scheduling import Share
+from services.optimization.jobs.store import JobStore, LeaseLost
+from services.optimization.jobs.worker import CHOSEN, RESULT, TASK, Outcome, Task
+from services.optimization.jobs.worker_process import Failure, Limits, WorkerProcess
 from services.optimization.kept import KeptSteps
-from services.optimization.publishing import publish, published
-from services.optimization.scheduling import Share
 from services.optimization.settings import OptimizationSettings
 from services.optimization.spec import Spec
-from services.optimization.store import JobStore, LeaseLost
-from services.optimization.worker import CHOSEN, RESULT, TASK, Outcome, Task
-from services.optimization.worker_process import Failure, Limits, WorkerProcess
 from services.repository.datasets import UnknownDataset
 from services.repository.manifest import Manifest
 from services.repository.programs import ForeignProgram, verified_folder

@@ -7,8 +7,8 @@ from typing import Any
 
 import sqlalchemy as sql
 
-from services.optimization.jobs import Event, Job, Lease, Result, State, Told, advance
-from services.optimization.schema import EVENTS, JOBS
+from services.optimization.jobs.job import Event, Job, Lease, Result, State, Told, advance
+from services.optimization.jobs.schema import EVENTS, JOBS
 
 WRITES = "hone_writes"  # execution option of connections that change something
 _LONGEST_STAGE = 128

@@ -7,9 +7,9 @@ from typing import Any
 import onnx
 
 from services import backends
-from services.optimization import answer_shape, configuration
-from services.optimization.configuration import read_json
 from services.optimization.failures import BadModel
+from services.optimization.uploads import answer_shape, configuration
+from services.optimization.uploads.configuration import read_json
 from services.repository.manifest import Format, Signature, Task, TensorSpec
 
 FILE_NAME = "model.onnx"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from services.optimization.dataset_lines import lines
-from services.optimization.dataset_table import INT64, BadDataset, Table, Values, check_names, table
+from services.optimization.datasets.lines import lines
+from services.optimization.datasets.table import INT64, BadDataset, Table, Values, check_names, table
 from services.repository.dataset_manifest import Column, ColumnKind
 
 MAX_FIELD_CHARACTERS = 1 << 26

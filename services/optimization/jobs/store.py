@@ -10,12 +10,23 @@ from typing import Any
 import sqlalchemy as sql
 from sqlalchemy.exc import IntegrityError
 
-from services.optimization import ledger, schema
-from services.optimization.jobs import HELD, NO_METRICS, Event, IllegalTransition, Job, Lease, Result, State, Told, advance
-from services.optimization.ledger import WRITES
-from services.optimization.ledger import LeaseLost as LeaseLost
-from services.optimization.ledger import UnknownJob as UnknownJob
-from services.optimization.schema import EVENTS, JOBS
+from services.optimization.jobs import ledger, schema
+from services.optimization.jobs.job import (
+    HELD,
+    NO_METRICS,
+    Event,
+    IllegalTransition,
+    Job,
+    Lease,
+    Result,
+    State,
+    Told,
+    advance,
+)
+from services.optimization.jobs.ledger import WRITES
+from services.optimization.jobs.ledger import LeaseLost as LeaseLost
+from services.optimization.jobs.ledger import UnknownJob as UnknownJob
+from services.optimization.jobs.schema import EVENTS, JOBS
 
 
 class RequestTaken(Exception):

@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Iterator
 from pathlib import Path
 
-from services.optimization.dataset_table import BadDataset
+from services.optimization.datasets.table import BadDataset
 
 
 def lines(path: Path) -> Iterator[str]:

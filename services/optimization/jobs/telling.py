@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 from typing import TextIO
 
-from services.optimization.jobs import NO_METRICS, Told
+from services.optimization.jobs.job import NO_METRICS, Told
 
 EVENTS_PER_SECOND = 4.0
 BURST_LINES = 20.0

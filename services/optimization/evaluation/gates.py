@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.optimization.metrics import Metric
-from services.optimization.quality import loss_of
+from services.optimization.evaluation.metrics import Metric
+from services.optimization.evaluation.quality import loss_of
 from services.optimization.recipe import Gates, Objective
 from services.optimization.report import Candidate, Interval, Quality, Verdict, WorkloadResult
 

@@ -6,16 +6,16 @@ from datetime import UTC, datetime
 
 import structlog
 
-from services.optimization import scheduling
 from services.optimization.failures import FailureClass
-from services.optimization.job_run import JobRun, Room
-from services.optimization.jobs import IllegalTransition, Job, Result, State
-from services.optimization.journal import Journal
-from services.optimization.replica import Replica
-from services.optimization.scheduling import Need, Start, Waiting
+from services.optimization.jobs import scheduling
+from services.optimization.jobs.job import IllegalTransition, Job, Result, State
+from services.optimization.jobs.journal import Journal
+from services.optimization.jobs.replica import Replica
+from services.optimization.jobs.run import JobRun, Room
+from services.optimization.jobs.scheduling import Need, Start, Waiting
+from services.optimization.jobs.store import JobStore, Queued
 from services.optimization.settings import OptimizationSettings
 from services.optimization.spec import Budget, Spec
-from services.optimization.store import JobStore, Queued
 from services.repository.store import Repository
 
 log = structlog.get_logger("hone.jobs")

@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from services.optimization.dataset_lines import lines
-from services.optimization.dataset_table import INT64, BadDataset, Table, Values, check_names, is_unicode, table
+from services.optimization.datasets.lines import lines
+from services.optimization.datasets.table import INT64, BadDataset, Table, Values, check_names, is_unicode, table
 from services.repository.dataset_manifest import Column, ColumnKind
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from services.optimization.dataset_table import MAX_ROWS, BadDataset, Table, Values, check_names, first_not_finite, table
+from services.optimization.datasets.table import MAX_ROWS, BadDataset, Table, Values, check_names, first_not_finite, table
 from services.repository.dataset_manifest import Column, ColumnKind
 
 

@@ -2,9 +2,9 @@
 
 import shutil
 
-from services.optimization.jobs import Job
+from services.optimization.jobs.job import Job
+from services.optimization.jobs.worker import Outcome
 from services.optimization.spec import Spec
-from services.optimization.worker import Outcome
 from services.repository.manifest import Manifest
 from services.repository.references import parse
 from services.repository.store import Origin, Repository

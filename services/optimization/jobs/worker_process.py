@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.optimization import memory, processes
 from services.optimization.failures import FailureClass
-from services.optimization.jobs import Told
-from services.optimization.telling import read_line
-from services.optimization.worker import DISK_FULL
+from services.optimization.jobs import memory, processes
+from services.optimization.jobs.job import Told
+from services.optimization.jobs.telling import read_line
+from services.optimization.jobs.worker import DISK_FULL
 
 WATCH_S = 0.5
 # Past its time a job measures what it has made; one that still runs after so much longer is stuck.
@@ -65,7 +65,7 @@ class WorkerProcess:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "services.optimization.worker",
+                "services.optimization.jobs.worker",
                 str(folder),
                 str(os.getpid()),
                 stdin=asyncio.subprocess.DEVNULL,

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from services import backends
-from services.optimization import allowed_files, answer_shape, configuration, safetensors_header
-from services.optimization.configuration import read_json
 from services.optimization.failures import BadModel
+from services.optimization.uploads import allowed_files, answer_shape, configuration, safetensors_header
+from services.optimization.uploads.configuration import read_json
 from services.repository.manifest import Format, Signature, Task, TensorSpec
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -23,7 +23,7 @@ def parse_folder(folder: Path, task: Task | None) -> Signature:
     if has_onnx and has_weights:
         raise BadModel("model.onnx: lies beside safetensors; a model is one of them")
     if has_onnx:
-        from services.optimization.onnx_parsing import parse_onnx
+        from services.optimization.uploads.onnx_parsing import parse_onnx
 
         return parse_onnx(folder, task)
     if not has_weights:

@@ -7,11 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-from services.optimization import allowed_files, limited_child
 from services.optimization.failures import BadModel
+from services.optimization.uploads import allowed_files, limited_child
 from services.repository.manifest import Signature, Task
 
-MODULE = "services.optimization.inspection"
+MODULE = "services.optimization.uploads.inspection"
 ADDRESS_SPACE_BYTES = 8 << 30  # beside the weights, which are mapped once and copied once
 
 
@@ -35,7 +35,7 @@ def _main(folder: Path, task: Task | None) -> str:
     """The answer as JSON. BadModel is the folder's fault; anything else ends the child with its traceback."""
     weights_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     limited_child.limit_self(ADDRESS_SPACE_BYTES + 3 * weights_bytes)
-    from services.optimization.parsing import parse_folder  # after the limits
+    from services.optimization.uploads.parsing import parse_folder  # after the limits
 
     try:
         return json.dumps({"signature": parse_folder(folder, task).model_dump(mode="json")})

@@ -1,0 +1,1 @@
+"""Candidates beside their original: answers, quality, latency, footprint, verdicts."""

@@ -1,0 +1,1 @@
+"""Judging and sealing what callers upload."""
