@@ -23,11 +23,6 @@ from tests.optimization.techniques.exports import (
 )
 
 
-@pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
-    return Exports(tmp_path_factory.mktemp("exports"))
-
-
 @pytest.mark.parametrize("name", ["tokens", "lm", "vit"])
 def test_every_transformer_is_quantized_and_answers_nearly_as_its_source(exports: Exports, tmp_path: Path, name: str) -> None:
     source = exports[name]

@@ -15,11 +15,6 @@ from tests.converted import cosine, weight_bytes
 from tests.optimization.techniques.exports import Exports, operators, tensor_model
 
 
-@pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
-    return Exports(tmp_path_factory.mktemp("exports"))
-
-
 @pytest.mark.parametrize("name", ["lm", "vit"])
 def test_the_file_is_far_smaller_and_answers_nearly_as_its_source(exports: Exports, tmp_path: Path, name: str) -> None:
     source = exports[name]

@@ -26,7 +26,7 @@ from services.optimization.techniques.quantization.folding import folded
 from services.repository.manifest import Format
 from tests.applied import apply
 from tests.converted import Made, Sources, answer, cosine, weight_bytes
-from tests.optimization.techniques.exports import defaulting, examples, initializers, operators, weight_scales
+from tests.optimization.techniques.exports import Exports, defaulting, examples, initializers, operators, weight_scales
 
 VALUES = arrays(np.float32, (4, 6), elements=st.floats(-1000, 1000, width=32, allow_subnormal=False))
 RANGES = st.tuples(st.floats(-100, 1, width=32, allow_subnormal=False), st.floats(2, 100, width=32))
@@ -131,8 +131,8 @@ def test_folding_changes_no_answer_and_leaves_no_normalization() -> None:
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
-    return Sources(tmp_path_factory.mktemp("sources"))
+def sources(exports: Exports) -> Sources:
+    return exports.sources
 
 
 def accuracy(made: Made) -> float:
@@ -151,7 +151,7 @@ def test_a_residual_net_ends_in_int8_with_the_accuracy_it_had(sources: Sources, 
     assert outcome.notes["quantized_outputs"] == 4  # the sums' and the pooling's inputs; a ReLU's are the next layer's
     assert accuracy((target, outcome.signature)) >= accuracy(source) - 0.02
     assert {"loss", "validation_loss"} <= set(outcome.notes["curves"])
-    assert outcome.notes["largest_deviation"] <= outcome.notes["tolerance"]
+    assert outcome.notes["largest_deviation"] < 1e-3 < outcome.notes["tolerance"]
 
 
 def test_integer_kernels_run_the_convolutions(sources: Sources, tmp_path: Path) -> None:
@@ -191,18 +191,19 @@ def test_training_wins_back_what_quantization_cost(sources: Sources, tmp_path: P
     calibration = examples("resnet", 600).take(range(512, 600))  # what fidelity is measured on
     _, outcome = apply(technique, *source, tmp_path / "qat", training=examples("resnet", 512), calibration=calibration)
     assert outcome.notes["fidelity_examples"] == 88
-    assert outcome.notes["fidelity_before"] < 0.95
-    assert outcome.notes["fidelity_after"] > outcome.notes["fidelity_before"] + 0.03
+    assert outcome.notes["fidelity_before"] < 0.9
+    assert outcome.notes["fidelity_after"] > outcome.notes["fidelity_before"] + 0.1
+    assert outcome.notes["largest_deviation"] < 1e-3  # ranges far apart: a bias that is rounded here and not there would show
 
 
 def unbalanced(made: Made, folder: Path) -> Made:
-    """The same function with one channel a thousand times the others, which the next layer divides again: bad for one scale."""
+    """The same function with one channel 200 times what it was, which the next layer divides again: bad for one scale."""
     shutil.copytree(made[0], folder)
     weights = load_file(folder / "model.safetensors")
     names = "resnet.encoder.stages.0.layers.0.layer.{}"
     for name in ("normalization.weight", "normalization.bias"):
-        weights[f"{names.format(0)}.{name}"][0] *= 60
-    weights[f"{names.format(1)}.convolution.weight"][:, 0] /= 60
+        weights[f"{names.format(0)}.{name}"][0] *= 200
+    weights[f"{names.format(1)}.convolution.weight"][:, 0] /= 200
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder, made[1]
 

@@ -31,11 +31,6 @@ from tests.optimization.techniques.exports import (
 METHODS = ("minmax", "entropy", "percentile")
 
 
-@pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
-    return Exports(tmp_path_factory.mktemp("exports"))
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_texts_of_many_lengths_calibrate_every_way(exports: Exports, tmp_path: Path, method: str) -> None:
     source = exports["lm"]

@@ -60,6 +60,13 @@ def fake_weight(weight: Tensor, levels: int, channel_axis: int | None) -> Tensor
     return _straight(weight, quantized)
 
 
+def bias_rounding(bias: Tensor, activation: Tensor, weight: Tensor) -> Tensor:
+    """What a bias [outputs] gains in INT32, in units of both scales' product, as integer kernels add it. Without a gradient."""
+    with torch.no_grad():
+        scale = activation * weight.reshape(-1)
+        return (bias / scale).round() * scale - bias
+
+
 class FakeWeight(nn.Module):
     """A parametrization of a weight."""
 

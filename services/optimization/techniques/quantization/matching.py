@@ -26,6 +26,11 @@ class Place:
     module: str
     ends: bool
 
+    @property
+    def rounds_bias(self) -> bool:
+        """Whether the node adds its bias itself, which integer kernels do in INT32. After a MatMul it is an Add of its own, in FP32."""
+        return len(self.layer.node.input) > 2
+
 
 def _candidates(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[tuple[str, Floats]]:
     for name, child in module.named_modules():

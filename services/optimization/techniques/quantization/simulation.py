@@ -10,7 +10,15 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
-from services.optimization.techniques.quantization.fake import DynamicActivation, FakeTable, FakeWeight, StaticActivation
+from services.optimization.techniques.quantization.fake import (
+    DynamicActivation,
+    FakeTable,
+    FakeWeight,
+    StaticActivation,
+    activation_scale,
+    bias_rounding,
+    weight_scale,
+)
 from services.optimization.techniques.quantization.matching import Place
 
 INPUT, OUTPUT = "input_quantizer", "output_quantizer"
@@ -41,6 +49,14 @@ def _quantize_input(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ..
     return (module.input_quantizer(inputs[0]), *inputs[1:])
 
 
+def _round_bias(module: Any, _: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Added to the product: the module's own bias is in it by now."""
+    weights = module.parametrizations.weight
+    activation, _zero = activation_scale(module.input_quantizer.low, module.input_quantizer.high)
+    rounding = bias_rounding(module.bias, activation, weight_scale(weights.original, weights[0].levels, weights[0].channel_axis))
+    return output + (rounding[:, None, None] if isinstance(module, nn.Conv2d) else rounding)
+
+
 def _quantize_output(module: Any, _: tuple[Tensor, ...], output: Tensor) -> Tensor:
     quantized: Tensor = module.output_quantizer(output)
     return quantized
@@ -67,6 +83,8 @@ class Simulation:
         parametrize.register_parametrization(child, "weight", weight)
         child.add_module(INPUT, self._scheme.activation())
         self._hooks.append(child.register_forward_pre_hook(_quantize_input))
+        if place.rounds_bias and self._scheme.static:
+            self._hooks.append(child.register_forward_hook(_round_bias))
         if place.ends and self._scheme.static:
             child.add_module(OUTPUT, self._scheme.activation())
             self._hooks.append(child.register_forward_hook(_quantize_output))
