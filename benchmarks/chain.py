@@ -45,7 +45,7 @@ class Runner:
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks chain", description=__doc__)
-    parser.add_argument("--train", type=int, default=12_000, help="sentences to train on")
+    parser.add_argument("--train", type=int, default=TAUGHT, help="sentences to train on")
     parser.add_argument("--held-out", type=int, default=6_000, help="sentences to judge by")
     parser.add_argument("--timed", type=int, default=512, help="sentences of a timed pass")
     parser.add_argument("--rounds", type=int, default=5, help="timed passes of each model at its best batch")
