@@ -1,6 +1,7 @@
 """A job's data: from a dataset's columns, or texts brought along, to examples of the kind that the model takes."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,9 +110,11 @@ def check(source: DataSource, manifest: DatasetManifest | None, signature: Signa
         return bool(choose_columns(manifest.columns, signature, source.label_column).label)
     if source.texts and (not signature.task.takes_text or signature.task is Task.TOKEN_CLASSIFICATION):
         raise ValueError(f"a {signature.task} model takes a dataset, not texts")
-    for label in set(source.labels):
+    if source.label_column and source.texts:
+        raise ValueError("label_column names a column of a dataset; texts bring their labels along")
+    for index, label in enumerate(source.labels):
         if label not in signature.labels:
-            raise ValueError(f"{label!r} is no label of the model; it has {', '.join(signature.labels) or 'none'}")
+            raise ValueError(f"labels[{index}]: {label!r} is no label of the model; it has {', '.join(signature.labels) or 'none'}")
     return bool(source.labels)
 
 
@@ -123,6 +126,30 @@ def read(data: Data, signature: Signature) -> Examples:
         return _from_table(read_table(data.path, data.format), signature, data.source)
     except (_Unfit, BadDataset) as error:
         raise NotEnoughData(f"{data.source.dataset or 'data'}: {error}") from error
+
+
+def check_disjoint(evaluation: Examples, **others: Examples) -> None:
+    """A text that was trained or calibrated on proves nothing. Raises NotEnoughData whose text begins with the name of the others."""
+    seen = set(_identities(evaluation))
+    for name, found in others.items():
+        shared = next((index for index, identity in enumerate(_identities(found)) if identity in seen), None)
+        if shared is not None:
+            told = f": {_shown(found, shared)[:80]!r}" if found.texts or found.words else ""
+            raise NotEnoughData(f"{name}: example {shared} is in the evaluation data too{told}")
+
+
+def _identities(examples: Examples) -> Iterator[Hashable]:
+    """What makes each example the same as another; labels do not."""
+    if examples.texts or examples.words:
+        yield from (*examples.texts, *examples.words)
+        return
+    arrays = [np.ascontiguousarray(values) for _, values in sorted(examples.arrays.items())]
+    for row in range(len(examples)):
+        yield hashlib.sha256(b"".join(values[row].tobytes() for values in arrays)).digest()
+
+
+def _shown(examples: Examples, index: int) -> str:
+    return examples.texts[index] if examples.texts else " ".join(examples.words[index])
 
 
 class _Unfit(ValueError):
@@ -177,11 +204,17 @@ def _label_indices(values: Any, signature: Signature, field: str) -> Ints:
 
 
 def _array(values: Any, datatype: str, shape: tuple[int, ...], name: str) -> NDArray[Any]:
-    """[n, ...] in the model's dtype."""
+    """[n, ...] in the model's dtype; whole numbers must not change by it."""
     if datatype not in _DTYPES:
         raise _Unfit(f"{name}: the model takes {datatype}, which no dataset holds")
     found = np.asarray(values)
     wanted = tuple(shape[1:])
     if len(found.shape) != len(shape) or any(size not in (-1, have) for size, have in zip(wanted, found.shape[1:], strict=True)):
         raise _Unfit(f"{name}: rows of the shape {list(found.shape[1:])}; the model takes {list(wanted)}")
-    return np.ascontiguousarray(found, dtype=_DTYPES[datatype])
+    dtype: np.dtype[Any] = np.dtype(_DTYPES[datatype])
+    if np.issubdtype(dtype, np.integer) and not np.can_cast(found.dtype, dtype, "safe"):
+        limits = np.iinfo(dtype)
+        wrong = found[(found != np.rint(found)) | (found < limits.min) | (found > limits.max)]
+        if wrong.size:
+            raise _Unfit(f"{name}: {wrong[0]} is no {datatype}, which the model takes")
+    return np.ascontiguousarray(found, dtype=dtype)

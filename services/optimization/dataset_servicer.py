@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
+from pathlib import Path
 
 import grpc
-import structlog
 from hone.repository.v1 import datasets_pb2 as pb
 from hone.repository.v1 import datasets_pb2_grpc
 
@@ -14,14 +14,12 @@ from services.optimization import dataset_wire, pages, wire
 from services.optimization.datasets.table import BadDataset
 from services.optimization.uploads.dataset_inspection import head, inspect_file
 from services.optimization.uploads.disk_work import chunks, on_disk
-from services.optimization.uploads.sealings import Sealings
+from services.optimization.uploads.sealings import Announced, Sealings
 from services.repository.dataset_manifest import DatasetFormat, DatasetManifest
 from services.repository.datasets import NOUN, Datasets, ResolvedDataset, UnknownDataset, parse_reference
 from services.repository.references import check_name
-from services.repository.uploads import BadUpload, Upload, Uploads
+from services.repository.uploads import Upload, Uploads
 from services.repository.versions import Damaged
-
-log = structlog.get_logger("hone.datasets")
 
 NAME = pb.DESCRIPTOR.services_by_name["DatasetService"].full_name
 Context = grpc.aio.ServicerContext[object, object]
@@ -34,7 +32,7 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
     def __init__(self, datasets: Datasets, uploads: Uploads) -> None:
         self._datasets = datasets
         self._uploads = uploads
-        self._sealings: Sealings[DatasetManifest] = Sealings()
+        self._sealings: Sealings[DatasetManifest] = Sealings(uploads, datasets.find)
 
     async def UploadDataset(self, request_iterator: AsyncIterator[pb.UploadDatasetRequest], context: Context) -> pb.UploadDatasetResponse:
         first = await anext(aiter(request_iterator), None)
@@ -43,48 +41,17 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
         header = first.header
         form = dataset_wire.format_from(header)
         _name("header.name", header.name)
-        made = await self._made(header)
-        if made is None:
-            upload = await on_disk(self._uploads.begin, header.upload_id, header.name, [dataset_wire.file_from(header, form)])
-            made = await self._received(request_iterator, header, form, upload)
+        announced = Announced(header.upload_id, header.name, [dataset_wire.file_from(header, form)])
+        receive = partial(_receive, request_iterator, form.file_name)
+        made = await self._sealings.version(announced, receive, partial(self._seal, announced, form))
         return pb.UploadDatasetResponse(dataset=dataset_wire.dataset_message(made))
 
-    async def _received(
-        self, requests: AsyncIterator[pb.UploadDatasetRequest], header: pb.DatasetUploadHeader, form: DatasetFormat, upload: Upload
-    ) -> DatasetManifest:
-        """The version made of what arrives, by this stream or by a faster one of the same upload."""
-        try:
-            await _receive(requests, upload, form.file_name)
-            # A stream whose caller has gone ends like a finished one: it must not be sealed, nor its fault told to who comes back.
-            await on_disk(upload.check_complete)
-        except BadUpload:
-            made = await self._made(header)
-            if made is None:
-                raise
-            return made
-        seal = partial(on_disk, self._seal, upload, header.upload_id, header.name, form)
-        return await self._sealings.once(header.upload_id, seal)
-
-    async def _made(self, header: pb.DatasetUploadHeader) -> DatasetManifest | None:
-        """The version that the upload became, or is becoming, if it was finished before."""
-        running = self._sealings.running(header.upload_id)
-        if running is not None:
-            return await running
-        return await on_disk(self._datasets.find, header.name, header.upload_id) if header.upload_id else None
-
-    def _seal(self, upload: Upload, upload_id: str, name: str, form: DatasetFormat) -> DatasetManifest:
-        """Parses in a child process, then seals; what does not parse is dropped, since resuming could not mend it."""
-        made = self._datasets.find(name, upload_id)  # a stream that began before the upload was sealed may end after
-        if made is not None:
-            return made
-        folder = upload.finish()
-        try:
-            with self._datasets.staging() as staged:
-                version = folder.rename(staged / "version")  # before it is judged: no other stream writes to it any more
-                contents = inspect_file(version / form.file_name, form)
-                return self._datasets.seal(version, name, form, contents, upload_id)
-        finally:
-            self._uploads.forget(upload_id)
+    def _seal(self, announced: Announced, form: DatasetFormat, folder: Path) -> DatasetManifest:
+        """Parses in a child process, then seals."""
+        contents = inspect_file(folder / form.file_name, form)
+        with self._datasets.staging() as staged:
+            version = folder.rename(staged / "version")
+            return self._datasets.seal(version, announced.name, form, contents, announced.upload_id)
 
     async def GetUpload(self, request: pb.DatasetServiceGetUploadRequest, context: Context) -> pb.DatasetServiceGetUploadResponse:
         received = await on_disk(self._uploads.received_bytes, request.upload_id)
@@ -103,19 +70,8 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
     def _list(self, name: str, size: int, after: pages.Key) -> pb.ListDatasetsResponse:
         if name and not self._datasets.versions(name):
             raise UnknownDataset(f"no dataset {name!r}")
-        names = [name] if name else [known for known in self._datasets.names() if known >= after[0]]
-        keys = [(known, version) for known in names for version in self._datasets.versions(known) if (known, version) > after]
-        page, token = pages.cut(keys, size)
-        found = [dataset_wire.dataset_message(manifest) for key in page if (manifest := self._readable(*key)) is not None]
-        return pb.ListDatasetsResponse(datasets=found, next_page_token=token)
-
-    def _readable(self, name: str, version: int) -> DatasetManifest | None:
-        """One damaged version must not hide all others; GetDataset still tells of it."""
-        try:
-            return self._datasets.manifest(name, version)
-        except (Damaged, UnknownDataset) as error:  # or deleted since it was listed
-            log.error("a version cannot be listed", dataset=f"{name}@{version}", error=str(error))
-            return None
+        found, token = pages.page(self._datasets, name, size, after)
+        return pb.ListDatasetsResponse(datasets=map(dataset_wire.dataset_message, found), next_page_token=token)
 
     async def DownloadDataset(self, request: pb.DownloadDatasetRequest, context: Context) -> AsyncIterator[pb.DownloadDatasetResponse]:
         resolved = await self._resolved(request.reference)
@@ -153,7 +109,7 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
         return await asyncio.to_thread(self._datasets.resolve, reference)
 
 
-async def _receive(requests: AsyncIterator[pb.UploadDatasetRequest], upload: Upload, file_name: str) -> None:
+async def _receive(requests: AsyncIterator[pb.UploadDatasetRequest], file_name: str, upload: Upload) -> None:
     async for request in requests:
         if request.WhichOneof("part") != "chunk":
             raise InvalidField("header", "must come once")

@@ -13,7 +13,10 @@ RELEVANT_FEATURES = frozenset(
     {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"}
     | {"asimddp", "i8mm", "bf16", "sve"}
 )
-LIBRARIES = ("numpy", "onnx", "onnxruntime", "safetensors", "tokenizers", "torch", "transformers")
+LIBRARIES = (
+    *("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "openvino"),
+    *("safetensors", "tokenizers", "torch", "torch-pruning", "transformers"),
+)
 
 
 @cache

@@ -33,6 +33,7 @@ HISTORY = "history.jsonl"
 
 _OPTIMIZED, _COMPARED, _TIMED = 0.5, 0.6, 0.9  # fractions of the whole at which each stage ends
 _MOST_MEASURING = 0.5  # of a job's time that is kept back for measuring
+_LEAST_LATENCY_S = 2.0  # that latency is measured for, however late it is
 
 
 class Progress(Protocol):
@@ -94,7 +95,8 @@ class _Run:
     original: Model
     steps: Steps
     progress: Progress
-    make_until: float  # of time.monotonic
+    make_until: float  # of time.monotonic, as is `deadline`
+    deadline: float | None
     made: dict[str, _Made] = field(default_factory=dict)
     compared: dict[str, Compared] = field(default_factory=dict)
     infeasible: dict[str, str] = field(default_factory=dict)
@@ -137,6 +139,9 @@ class _Run:
         for index, (name, made) in enumerate(list(self.made.items())):
             part = index / len(self.made)
             self.progress("comparing answers", _OPTIMIZED + (_COMPARED - _OPTIMIZED) * part, name)
+            if self.deadline is not None and time.monotonic() > self.deadline:
+                self.infeasible[name] = "the job's time was over before it could be compared"
+                continue
             try:
                 self.compared[name] = comparison.admit(name, made.model)
             except INFEASIBLE as failure:
@@ -146,12 +151,25 @@ class _Run:
     def measure_all(self, comparison: Comparison) -> tuple[dict[str, Timed], dict[str, Measurement]]:
         """By name, the original under ""."""
         self.progress("measuring latency", _COMPARED, f"{len(self.compared)} candidates in turns with the original")
-        timed = comparison.measure_latency(self.plan.evaluation_seconds)
+        timed = comparison.measure_latency(self._latency_seconds())
         measured = {}
         for index, (name, times) in enumerate(timed.items()):
             self.progress("measuring memory", _TIMED + (1 - _TIMED) * index / len(timed), name or "original")
-            measured[name] = comparison.measure_footprint(name, times)
+            try:
+                measured[name] = comparison.measure_footprint(name, times)
+            except INFEASIBLE as failure:
+                if not name:
+                    raise
+                _raise_when_exhausted(failure)
+                self.infeasible[name] = str(failure)
         return timed, measured
+
+    def _latency_seconds(self) -> float:
+        """At most half of the time that is left, so that a job with little of it is not ended as stuck; load times take the rest."""
+        if self.deadline is None:
+            return self.plan.evaluation_seconds
+        left = self.deadline - time.monotonic()
+        return min(self.plan.evaluation_seconds, max(_LEAST_LATENCY_S, left / 2))
 
     def conclude(self, metric: Metric, timed: Mapping[str, Timed], measured: Mapping[str, Measurement]) -> tuple[Candidate, ...]:
         held = self.plan.gates.for_metric(metric)
@@ -197,16 +215,6 @@ def _facts(**kinds: Examples) -> dict[str, Any]:
     }
 
 
-def _check_disjoint(evaluation: Examples, **others: Examples) -> None:
-    """A text that was trained or calibrated on proves nothing. Raises NotEnoughData."""
-    seen = set(evaluation.texts) | set(evaluation.words)
-    for name, found in others.items():
-        shared = next((text for text in (*found.texts, *found.words) if text in seen), None)
-        if shared is not None:
-            told = shared if isinstance(shared, str) else " ".join(shared)
-            raise NotEnoughData(f"{name}: an example is in the evaluation data too: {told[:80]!r}")
-
-
 def execute(
     plan: Plan, original: Path, signature: Signature, scratch: Path, kept_steps: Path, progress: Progress, deadline: float | None = None
 ) -> Execution:
@@ -222,7 +230,7 @@ def execute(
     evaluation, calibration, training = (job_data.read(found, signature) for found in (plan.evaluation, plan.calibration, plan.training))
     if not len(evaluation):
         raise NotEnoughData("evaluation: there are no examples, and nothing is published unmeasured")
-    _check_disjoint(evaluation, calibration=calibration, training=training)
+    job_data.check_disjoint(evaluation, calibration=calibration, training=training)
     metric = metric_of(signature.task, plan.metric, labelled=evaluation.is_labelled)
     source = Model(original.resolve(), signature)
     kept = KeptSteps(kept_steps)
@@ -230,7 +238,7 @@ def execute(
     steps = Steps(
         Materials(teacher, calibration, training, plan.seed, plan.threads), kept, History(kept_steps.resolve() / HISTORY), scratch.resolve()
     )
-    run = _Run(plan, source, steps, progress, _make_until(plan, deadline))
+    run = _Run(plan, source, steps, progress, _make_until(plan, deadline), deadline)
     run.make_all()
     with Comparison(source, evaluation, threads=plan.threads, seed=plan.seed) as comparison:
         run.compare_all(comparison)

@@ -123,7 +123,7 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         while not self._closed:
             change = asyncio.ensure_future(self._runner.next_change(request.id))
             try:
-                job = await asyncio.to_thread(self._store.get, request.id)
+                job = await asyncio.to_thread(self._store.get, request.id, brief=True)
                 for event in await asyncio.to_thread(self._store.events, request.id, after):
                     after = event.sequence
                     yield pb.WatchJobResponse(event=wire.event_message(event))

@@ -66,7 +66,7 @@ class KeptSteps:
         """Removes what killed processes were staging. A living one holds a lock on its folder."""
         for left in (self._root / _STAGING).iterdir():
             with contextlib.suppress(OSError), _locked(left):  # somebody's, or gone already
-                shutil.rmtree(left)
+                _delete(left)
 
     def model(self, digest: str) -> Path:
         return self._root / digest / _MODEL
@@ -139,10 +139,7 @@ class KeptSteps:
         """Renamed away first: nobody finds half of it."""
         aside = self._root / _STAGING / uuid.uuid4().hex
         path.rename(aside)
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        else:
-            aside.unlink()
+        _delete(aside)
 
     def _hold(self, path: Path, lock: int) -> bool:
         """Locks a file or folder for this instance; False where another has it, or it is not there."""
@@ -224,6 +221,13 @@ def _entry(path: Path, lock: Path) -> Iterator[_Entry]:
         size_bytes = folder.size_bytes(path) if path.is_dir() else path.stat().st_size
         touched = [lock, *(lock.rglob("*") if lock.is_dir() else ())]
         yield _Entry(path, lock, max(file.stat().st_mtime for file in touched), size_bytes)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _close_all(held: dict[Path, int]) -> None:

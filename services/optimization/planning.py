@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from services.optimization import folder
-from services.optimization.data import Data, check, read
+from services.optimization.data import Data, check, check_disjoint, read
 from services.optimization.evaluation.metrics import Metric, metric_of
 from services.optimization.examples import Examples
 from services.optimization.execution import HISTORY, Plan, Teacher
@@ -142,8 +142,13 @@ def _check_recipes(spec: Spec, signature: Signature) -> None:
 
 def _check_texts(spec: Spec) -> None:
     """A text seen twice is one example, and one that was calibrated or trained on proves nothing."""
-    seen: set[str] = set()
-    for name, source in (("training", spec.training), ("calibration", spec.calibration), ("evaluation", spec.evaluation)):
+    learnt = {*spec.training.texts, *spec.calibration.texts}
+    for name, source, others in (
+        ("training", spec.training, set()),
+        ("calibration", spec.calibration, set()),
+        ("evaluation", spec.evaluation, learnt),
+    ):
+        seen: set[str] = set(others)
         for index, text in enumerate(source.texts):
             if not text.strip() or text in seen:
                 raise Refused(f"{name}.texts[{index}]", "must be neither empty nor the same as another text")
@@ -190,6 +195,7 @@ def estimate(spec: Spec, original: Model, repository: Repository, kept_steps: Pa
     """Reads the data, so that what does not fit is told now. `spec` is as `resolve` answered it. Raises Refused."""
     datasets = Datasets(repository.root)
     found = {kind: _examples(getattr(spec, kind), datasets, original.signature, kind) for kind in ("evaluation", "calibration", "training")}
+    _check_disjoint(found)
     teacher = _teacher(spec, repository)
     materials = Materials(
         Model(teacher.folder, teacher.signature) if teacher else original, found["calibration"], found["training"], spec.seed, threads=1
@@ -211,6 +217,14 @@ def _examples(source: DataSource, datasets: Datasets, signature: Signature, fiel
         return read(_data(source, datasets), signature)
     except NotEnoughData as error:
         raise Refused(field, str(error)) from error
+
+
+def _check_disjoint(found: Mapping[str, Examples]) -> None:
+    try:
+        check_disjoint(**found)
+    except NotEnoughData as error:
+        field, _, reason = str(error).partition(": ")
+        raise Refused(field, reason) from error
 
 
 def _planned(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from services.optimization import folder
-from services.optimization.environment import cpu_features, library_versions
+from services.optimization.environment import cpu_features, cpu_model, library_versions
 from services.optimization.examples import Examples
 from services.optimization.history import History
 from services.optimization.kept import KeptStep, KeptSteps, digest_of
@@ -79,7 +79,7 @@ class Steps:
                 "teacher": folder.content_digest(materials.teacher.folder, materials.teacher.signature) if trains else None,
                 "seed": materials.seed,
                 "libraries": dict(library_versions()),
-                "cpu_features": sorted(cpu_features()),
+                "cpu": [cpu_model(), *sorted(cpu_features())],  # compiled code may use any instruction of its processor
             }
         )
 

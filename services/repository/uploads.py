@@ -4,7 +4,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -142,14 +142,17 @@ def _sizes(files: Path) -> dict[str, int]:
 
 @contextmanager
 def _changing(folder: Path) -> Iterator[None]:
-    """One change at a time to an upload. Raises BadUpload where it was forgotten meanwhile."""
-    try:
-        with locked(folder):
-            if not folder.is_dir():  # forgotten while this waited for the lock
-                raise FileNotFoundError(folder)
-            yield
-    except FileNotFoundError as error:
-        raise BadUpload("header.upload_id", f"{folder.name!r} was finished meanwhile by another stream") from error
+    """One change at a time to an upload. Raises BadUpload where it is forgotten already."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(folder))
+        except FileNotFoundError:
+            raise _finished(folder) from None
+        yield
+
+
+def _finished(folder: Path) -> BadUpload:
+    return BadUpload("header.upload_id", f"{folder.name!r} was finished meanwhile by another stream")
 
 
 def _reopen(folder: Path) -> None:
@@ -203,7 +206,7 @@ class Upload:
         """While its files may change. Raises BadUpload once they may not."""
         with _changing(self._folder):
             if not self._files.is_dir():
-                raise BadUpload("header.upload_id", f"{self._folder.name!r} was finished meanwhile by another stream")
+                raise _finished(self._folder)
             yield
 
     def _append(self, path: str, offset: int, data: bytes) -> None:

@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from hone.cli import app
+from hone.cli import app, show
+from hone.optimization.v1 import jobs_pb2
 from typer.testing import CliRunner
 
 from benchmarks.sentences import sentences
@@ -68,3 +69,17 @@ def test_the_catalogue_names_families_and_this_machine(hone: CliRunner) -> None:
     catalogue = told(hone, "techniques")
     for name in ("distill", "prune", "qat", "static_int8", "torchscript"):
         assert name in catalogue
+
+
+@pytest.mark.parametrize("step", [["distill"], {"distill": {}}, ["distill", 3], 7])
+def test_a_step_that_is_none_is_named(hone: CliRunner, step: object) -> None:
+    Path("recipes.json").write_text(json.dumps({"small": ["export_onnx", step]}))
+    result = hone.invoke(app, ["optimize", "minilm", "--evaluation", "held-out", "--recipes", "recipes.json"])
+    assert isinstance(result.exception, ValueError)
+    assert str(result.exception).startswith("recipes.json: small[1]: ")
+
+
+def test_brackets_in_a_servers_words_are_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """A closing tag that was never opened would end the command, and an opening one would be swallowed."""
+    show.console.print(show.plan(jobs_pb2.PlanJobResponse(warnings=["x [rows, tokens] of [/data/x]"])))
+    assert "x [rows, tokens] of [/data/x]" in capsys.readouterr().out

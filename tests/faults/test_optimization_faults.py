@@ -111,6 +111,38 @@ def test_a_killed_service_goes_on_where_it_was(tmp_path: Path, model: Path) -> N
     assert any("interrupted" in event.message for event in events)
 
 
+def test_a_training_that_was_killed_goes_on_from_its_checkpoint(tmp_path: Path, model: Path) -> None:
+    training = {"epochs": 12, "batch_rows": 8, "max_tokens": 8, "patience": 0, "validation_share": 0.25, "freeze_embeddings": True}
+    texts = sentences(40, seed=6)
+    spec = job_spec(
+        "m@1",
+        recipes={"taught": [("distill", {"training": training})]},
+        evaluation=texts[:8],
+        training=texts[8:],
+        min_fidelity=0.5,
+        min_gain=0,
+        min_examples=1,
+    )
+    with serving(tmp_path) as service:
+        service.client.models.push(model, "m", task=models_pb2.TASK_EMBEDDING)
+        job = service.client.jobs.create(spec)
+        # The third validation: the end of each epoch before it left a checkpoint.
+        validations = (event for event in service.client.jobs.watch(job.id) if "validation loss" in event.message)
+        reached = next(event for index, event in enumerate(validations) if index == 3)
+        service.process.send_signal(signal.SIGKILL)
+        service.process.wait(30)
+    with serving(tmp_path) as service:
+        done = service.client.jobs.wait(job.id)
+        assert done.state == pb.JOB_STATE_SUCCEEDED, done.failure
+        told = [event.message for event in service.client.jobs.watch(job.id, after_sequence=reached.sequence)]
+    [resumed] = [message for message in told if "going on from the checkpoint" in message]
+    assert int(resumed.split("step ")[1].split()[0]) > 0
+    assert not any("step 0 of" in message for message in told)
+    taught = done.report.candidates[0].notes["steps"][0]
+    assert taught["steps"] == taught["curves"]["validation_loss"][-1][0]  # the whole run, of which each part was done once
+    assert not list((tmp_path / "jobs" / "steps" / "checkpoints").glob("*/*"))
+
+
 def test_a_stopped_service_ends_soon_with_a_job_and_a_watcher_and_goes_on(tmp_path: Path, model: Path) -> None:
     with serving(tmp_path) as service:
         service.client.models.push(model, "m", task=models_pb2.TASK_EMBEDDING)

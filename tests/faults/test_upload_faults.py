@@ -78,6 +78,25 @@ def test_a_service_killed_during_an_upload_knows_what_had_arrived(tmp_path: Path
         client.models.pull("m", tmp_path / "copy")  # checks every digest
 
 
+def test_a_service_killed_while_it_inspects_an_upload_needs_no_byte_again(tmp_path: Path, model: Path) -> None:
+    header = folders.header(model, "m", pb.TASK_EMBEDDING, ["stable"])
+    inspected = tmp_path / "repository" / "uploads" / header.upload_id / "finished"
+    with serving(tmp_path) as (process, address), grpc.insecure_channel(address) as channel:
+        call = models_pb2_grpc.ModelServiceStub(channel).UploadModel.future(requests(model, {}))
+        while not inspected.exists() and not call.done():
+            pass
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+        assert call.code() is grpc.StatusCode.UNAVAILABLE
+    with serving(tmp_path) as (_, address), hone.Client(address) as client, grpc.insecure_channel(address) as channel:
+        stub = models_pb2_grpc.ModelServiceStub(channel)
+        received = stub.GetUpload(pb.GetUploadRequest(upload_id=header.upload_id)).received_bytes
+        assert dict(received) == {file.path: file.size_bytes for file in header.files}
+        header_alone = [pb.UploadModelRequest(header=header)]
+        assert stub.UploadModel(iter(header_alone)).model.version == 1
+        client.models.pull("m", tmp_path / "copy")  # checks every digest
+
+
 def test_a_write_that_fails_ends_that_upload_alone(tmp_path: Path, model: Path) -> None:
     with serving(tmp_path, max_file_bytes=8 << 20) as (_, address), hone.Client(address) as client:
         with pytest.raises(grpc.RpcError) as caught:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.optimization.data import Data, check, choose_columns, read
+from services.optimization.data import Data, check, check_disjoint, choose_columns, read
 from services.optimization.examples import IGNORED, Examples
 from services.optimization.failures import NotEnoughData
 from services.optimization.rows import ArrayRows, TextRows, batches, prepare
@@ -135,3 +135,22 @@ def test_batches_are_of_like_lengths() -> None:
     order = [positions for positions, _ in batches(rows, 2)]
     assert order[-1] == [3, 1]
     assert sorted(index for positions in order for index in positions) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("values", [[0.5, 1.0], [300, 1], [-1, 1]])
+def test_whole_numbers_are_never_cut_or_wrapped(tmp_path: Path, values: list[float]) -> None:
+    signature = PIXELS.model_copy(update={"task": Task.TENSOR, "inputs": (TensorSpec(name="x", datatype="UINT8", shape=(-1,)),)})
+    data = Data(source=DataSource(dataset="d@1"), path=tmp_path / "a.npz", format=DatasetFormat.NPZ)
+    np.savez(tmp_path / "a.npz", x=np.array([1.0, 255.0]))
+    assert read(data, signature).arrays["x"].tolist() == [1, 255]
+    np.savez(tmp_path / "a.npz", x=np.array(values))
+    with pytest.raises(NotEnoughData, match=rf"x: {values[0]} is no UINT8"):
+        read(data, signature)
+
+
+def test_images_that_were_trained_on_prove_nothing() -> None:
+    pixels = np.arange(4 * 64, dtype=np.float32).reshape(4, 1, 8, 8)
+    held_out = Examples(arrays={"pixel_values": pixels[:2]}, labels=np.array([0, 1]))
+    check_disjoint(held_out, training=Examples(arrays={"pixel_values": pixels[2:]}))
+    with pytest.raises(NotEnoughData, match="training: example 1 is in the evaluation data too"):
+        check_disjoint(held_out, training=Examples(arrays={"pixel_values": pixels[[3, 0]]}, labels=np.array([3, 9])))

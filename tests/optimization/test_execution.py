@@ -1,5 +1,6 @@
 """Whole executions on a real model with one layer; nothing here depends on which candidate is faster."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 from benchmarks.sentences import labelled_sentences, sentences
 from services import backends
 from services.optimization.data import Data
+from services.optimization.evaluation.footprint import Footprint
+from services.optimization.evaluation.latency import MAX_ROUNDS
 from services.optimization.evaluation.metrics import Metric
 from services.optimization.execution import Execution, Plan, execute
-from services.optimization.failures import BudgetExceeded, NotEnoughData
+from services.optimization.failures import BudgetExceeded, NotEnoughData, Toolchain
 from services.optimization.recipe import Gates, Objective, Recipe, Step
 from services.optimization.report import Report, Verdict
 from services.optimization.spec import DataSource
@@ -243,3 +246,19 @@ def test_a_job_whose_time_is_over_measures_what_it_made(job: Job, done: Executio
     kept, late = told.report.candidates
     assert (kept.verdict, late.verdict) == (Verdict.ACCEPT, Verdict.INFEASIBLE)
     assert "time was over" in late.reason
+
+
+def test_little_time_and_one_candidate_that_cannot_be_measured(job: Job, done: Execution, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latency takes a part of what is left, not what it would like; what fails last costs the others nothing."""
+
+    def measure(folder: Path, signature: Signature, *_: object) -> Footprint:
+        if signature.dtype == "int8":
+            raise Toolchain("measuring memory failed: killed")
+        return Footprint(load_seconds=0.1, memory_bytes=1)
+
+    monkeypatch.setattr("services.optimization.evaluation.footprint.measure", measure)
+    recipes = (Recipe(name="int8", steps=(EXPORT, INT8)), Recipe(name="onnx", steps=(EXPORT,)))
+    found = job.run(plan(*recipes, evaluation_seconds=3600.0), deadline=time.monotonic() + 4).report
+    assert [candidate.verdict for candidate in found.candidates] == [Verdict.INFEASIBLE, Verdict.ACCEPT]
+    assert "measuring memory" in found.candidates[0].reason
+    assert found.original.workloads[-1].samples < MAX_ROUNDS

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from services.optimization.evaluation.answers import Answers
-from services.optimization.evaluation.fidelity import classification_fidelity, compare, embedding_fidelity
+from services.optimization.evaluation.fidelity import classification_fidelity, compare, embedding_fidelity, retrieval_agreement
 from services.repository.manifest import Task
 
 VECTORS = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
@@ -50,3 +50,11 @@ def test_tokens_agree_by_example() -> None:
     found = compare(Task.TOKEN_CLASSIFICATION, before, after, seed=0)
     assert found.interval.estimate == pytest.approx(7 / 10)
     assert (found.worst, found.examples, found.notes["changed_tokens"]) == (0.5, 2, 3)
+
+
+def test_neighbours_are_found_in_any_part_of_many_examples() -> None:
+    """Pairs that lie on both sides of what is compared at once."""
+    half = np.random.default_rng(3).normal(size=(1100, 16)).astype(np.float32)
+    vectors = np.concatenate([half, half + 0.001])
+    assert retrieval_agreement(vectors, 2 * vectors).estimate == 1
+    assert retrieval_agreement(vectors, np.concatenate([half, half[::-1]])).estimate < 0.1

@@ -104,6 +104,7 @@ def test_what_is_surely_worse_is_rejected_though_another_rule_is_open() -> None:
 
 def test_no_number_is_never_accepted() -> None:
     assert judged(gates=BY_ACCURACY, is_finite=False).verdict is Verdict.REJECT_ACCURACY
+    assert "NaN" in judged(fidelity=interval(0, 0), is_finite=False).reason
 
 
 @given(st.floats(0.5, 1), st.floats(0, 0.5), st.integers(1, 500), st.floats(0.1, 4), st.floats(0, 2))

@@ -215,3 +215,12 @@ def test_a_full_disk_that_a_technique_calls_something_else_is_told_as_such(tmp_p
         raise Toolchain("the exporter broke") from OSError(errno.EFBIG, "File too large")
     with pytest.raises(Toolchain), steps.stage():
         raise Toolchain("the exporter broke")
+
+
+def test_an_answer_half_removed_goes_with_the_next_one(tmp_path: Path) -> None:
+    """Removing renames it aside first; a kill in between leaves a file among the folders."""
+    KeptSteps(tmp_path)
+    left = tmp_path / "staging" / "aside"
+    left.write_bytes(b"answers")
+    KeptSteps(tmp_path)
+    assert not left.exists()

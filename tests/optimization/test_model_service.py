@@ -4,8 +4,10 @@ import asyncio
 import hashlib
 import io
 import pickle
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,8 +16,10 @@ import pytest
 from hone.repository.v1 import models_pb2 as pb
 from onnx import TensorProto, helper
 
+from services.optimization.uploads.inspection import inspect_folder
 from services.repository.manifest import Format, Signature, Task, TensorSpec
 from services.repository.store import Origin, Repository
+from services.repository.uploads import Upload
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 PRECONDITION, EXHAUSTED = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -76,7 +80,11 @@ async def refused(call: Any) -> tuple[grpc.StatusCode, str]:
 
 
 def nothing_visible(repository: Repository) -> bool:
-    return repository.names() == [] and not any((repository.root / "staging").glob("*"))
+    return repository.names() == [] and nothing_staged(repository)
+
+
+def nothing_staged(repository: Repository) -> bool:
+    return not any((repository.root / "staging").glob("*"))
 
 
 # Uploading
@@ -131,6 +139,50 @@ async def test_a_caller_that_comes_back_during_sealing_gets_its_version(doors: A
     answers = await asyncio.gather(*(doors.models.UploadModel(stream(requests)) for _ in range(3)))
     assert [answer.model.version for answer in answers] == [1, 1, 1]
     assert doors.repository.versions("m") == [1]
+
+
+async def test_a_stream_that_still_writes_changes_no_byte_of_what_is_inspected(doors: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    inspecting, answered = threading.Event(), threading.Event()
+    write = Upload.write
+
+    def slow_inspection(folder: Path, task: Task | None) -> Signature:
+        signature = inspect_folder(folder, task)
+        inspecting.set()
+        assert answered.wait(60)
+        return signature
+
+    def observed_write(upload: Upload, path: str, offset: int, data: bytes) -> None:
+        try:
+            write(upload, path, offset, data)
+        finally:
+            if data == b"paid":
+                answered.set()
+
+    monkeypatch.setattr("services.optimization.model_servicer.inspect_folder", slow_inspection)
+    monkeypatch.setattr(Upload, "write", observed_write)
+    files = {"LICENSE": b"free", "model.onnx": doubling()}
+    late = doors.models.UploadModel()
+    for request in parts(files)[:2]:
+        await late.write(request)
+    while not await arrived(doors):
+        pass
+    whole = asyncio.ensure_future(upload(doors, files))
+    assert await asyncio.to_thread(inspecting.wait, 60)
+    assert (await doors.models.GetUpload(pb.GetUploadRequest(upload_id="u"))).received_bytes["LICENSE"] == 4
+    await late.write(chunk("LICENSE", 0, b"paid"))
+    await late.done_writing()
+    assert (await late).model == await whole  # it is told what the upload became
+    assert (doors.repository.folder("m", 1) / "LICENSE").read_bytes() == b"free"
+    assert doors.repository.versions("m") == [1]
+    assert nothing_staged(doors.repository)
+
+
+async def arrived(doors: Any) -> bool:
+    """Whether the server has seen the upload's first chunk."""
+    try:
+        return bool((await doors.models.GetUpload(pb.GetUploadRequest(upload_id="u"))).received_bytes)
+    except grpc.aio.AioRpcError:
+        return False
 
 
 @pytest.mark.parametrize(

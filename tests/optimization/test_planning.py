@@ -25,6 +25,13 @@ def test_an_estimate_tells_its_basis_and_what_will_disappoint(tmp_path: Path) ->
     assert any("20 evaluation examples are fewer than 100" in line for line in found.warnings)
 
 
+def test_a_plan_tells_of_texts_that_are_no_held_out_ones(tmp_path: Path) -> None:
+    shared = SPEC.model_copy(update={"calibration": DataSource(texts=TEXTS[:1])})
+    with pytest.raises(Refused, match="'text number 0'") as caught:
+        estimate(shared, Model(minilm(), minilm_signature()), Repository(tmp_path), tmp_path / "kept", evaluation_seconds=60)
+    assert caught.value.field == "calibration"
+
+
 def test_history_scales_with_what_there_is_to_do(tmp_path: Path) -> None:
     history, bf16 = History(tmp_path / "history.jsonl"), find("bf16")
     parameters = bf16.parameters()

@@ -38,7 +38,7 @@ def test_equal_answers_are_no_loss() -> None:
     for found in qualities(Task.IMAGE_CLASSIFICATION, Truth(LABELS), said(LABELS, 30), said(LABELS, 30), seed=0):
         assert found.difference.estimate == 0
         assert found.p_value == 1
-        assert found.difference.low <= 0 <= found.difference.high
+        assert found.difference.low < 0 < found.difference.high  # equal answers to 500 examples do not prove equal answers to all
 
 
 def test_tokens_without_a_label_do_not_count() -> None:
@@ -94,3 +94,9 @@ def test_the_tasks_own_metric(task: Task, labelled: bool, metric: Metric) -> Non
 def test_a_metric_that_cannot_be_computed_is_refused(task: Task, labelled: bool, asked: Metric) -> None:
     with pytest.raises(ValueError, match=asked):
         metric_of(task, asked, labelled=labelled)
+
+
+def test_a_loss_past_what_exp_can_hold_is_a_figure_still() -> None:
+    before, after = (Answers(predictions=[np.zeros(3, int)] * 9, losses=[np.full(2, loss)] * 9) for loss in (2.0, 5000.0))
+    [found] = qualities(Task.CAUSAL_LM, Truth(), before, after, seed=0)
+    assert loss_of(found).low > 1e100

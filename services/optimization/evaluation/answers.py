@@ -40,7 +40,7 @@ def answers(backend: Backend, signature: Signature, rows: Rows, batch_rows: int 
 
     Batches matter: dynamic quantization takes one scale per batch, so a row's answer depends on its neighbours.
     """
-    collect = _PerToken(len(rows)) if signature.task in _PER_TOKEN else _Vectors(len(rows))
+    collect = _PerToken(len(rows), signature.task) if signature.task in _PER_TOKEN else _Vectors(len(rows))
     outputs = [spec.name for spec in signature.outputs]
     for positions, batch in batches(rows, batch_rows):
         collect.take(positions, batch, backend.run(batch, outputs))
@@ -64,7 +64,8 @@ class _Vectors:
 class _PerToken:
     """Logits [rows, tokens, classes] are reduced batch by batch: those of a vocabulary would not fit."""
 
-    def __init__(self, examples: int) -> None:
+    def __init__(self, examples: int, task: Task) -> None:
+        self._task = task
         self._predictions: list[Ints] = [np.empty(0, np.int64)] * examples
         self._losses: list[Floats] = [np.empty(0)] * examples
         self._is_finite = True
@@ -76,7 +77,8 @@ class _PerToken:
             own = np.asarray(logits[row, :length], np.float32)
             self._is_finite = self._is_finite and bool(np.isfinite(own).all())
             self._predictions[position] = own.argmax(-1)
-            self._losses[position] = _next_token_losses(own, batch["input_ids"][row, :length])
+            if self._task is Task.CAUSAL_LM:
+                self._losses[position] = _next_token_losses(own, batch["input_ids"][row, :length])
 
     def answers(self, task: Task) -> Answers:
         if task is Task.CAUSAL_LM:

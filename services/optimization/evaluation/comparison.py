@@ -12,10 +12,13 @@ from services.optimization.evaluation.fidelity import Fidelity
 from services.optimization.evaluation.metrics import Metric
 from services.optimization.evaluation.quality import Truth, qualities
 from services.optimization.examples import Examples
-from services.optimization.failures import BadModel, NotEnoughData, Toolchain
+from services.optimization.failures import BadModel, NotEnoughData, OptimizationFailure, Toolchain, UnsupportedOperator
 from services.optimization.report import Interval, Measurement, Quality
 from services.optimization.rows import Batch, Rows, TextRows, prepare
 from services.optimization.techniques import Model
+from services.repository.manifest import Task
+
+_CHARACTERS_PER_TOKEN = 40  # ample, so that a row is as long as its workload says
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,21 @@ def text_batches(model: Model, texts: Sequence[str], workloads: Sequence[latency
     """Full batches of real language: each row is the texts from another one on, joined and cut at the workload's length."""
     built = []
     for workload in workloads:
-        rotated = [" ".join([*texts[start:], *texts[:start]]) for start in (row % len(texts) for row in range(workload.batch_rows))]
         cut = model.signature.model_copy(update={"max_tokens": workload.tokens})
-        joined = Examples(texts=tuple(text[: 40 * workload.tokens] for text in rotated))
-        rows = prepare(model.folder, cut, joined)
+        joined = tuple(_joined(texts, row, _CHARACTERS_PER_TOKEN * workload.tokens) for row in range(workload.batch_rows))
+        rows = prepare(model.folder, cut, Examples(texts=joined))
         built.append(rows.batch(range(len(rows))))
     return built
+
+
+def _joined(texts: Sequence[str], start: int, characters: int) -> str:
+    """The texts from one on, from the first again after the last, until there are so many characters: no more are ever tokenized."""
+    found: list[str] = []
+    length = 0
+    while length < characters:
+        found.append(texts[(start + len(found)) % len(texts)])
+        length += len(found[-1]) + 1
+    return " ".join(found)[:characters]
 
 
 def array_batches(rows: Rows, workloads: Sequence[latency.Workload]) -> list[Batch]:
@@ -63,11 +75,19 @@ def fitting(workloads: Sequence[latency.Workload], max_tokens: int) -> tuple[lat
     return tuple(dict.fromkeys(cut))
 
 
+def check_reference(task: Task, reference: answers.Answers) -> None:
+    """Whether the original's answers can be compared with at all. Raises BadModel, NotEnoughData."""
+    if not reference.is_finite:
+        raise BadModel("the original answers NaN or infinity to the evaluation examples: nothing can be compared with it")
+    if task is Task.CAUSAL_LM and not any(len(losses) for losses in reference.losses):
+        raise NotEnoughData("evaluation: every text is a single token, and a language model is judged by the next one")
+
+
 class Comparison:
     """An original and the candidates admitted beside it. A context manager: leaving it releases the models.
 
     Raises NotEnoughData without examples, or for examples of another kind than the model's inputs; BadModel when the original
-    does not run.
+    does not run or answers no numbers.
     """
 
     def __init__(self, original: Model, examples: Examples, *, threads: int, seed: int) -> None:
@@ -84,6 +104,11 @@ class Comparison:
             self._reference = self._load("", original)
         except backends.BackendError as error:
             raise BadModel(f"the original does not run: {error}") from error
+        try:
+            check_reference(original.signature.task, self._reference)
+        except OptimizationFailure:
+            self._release("")
+            raise
 
     def _build(self, examples: Examples) -> tuple[tuple[latency.Workload, ...], list[Batch]]:
         signature = self._original.signature
@@ -94,10 +119,12 @@ class Comparison:
         return workloads, text_batches(self._original, texts, workloads)
 
     def _load(self, name: str, model: Model) -> answers.Answers:
-        """Keeps the model and answers what it says to the evaluation examples."""
+        """Keeps the model and answers what it says to the evaluation examples. Every workload is tried: later it is too late to refuse."""
         backend = backends.load(model.folder, model.signature, self._threads)
         try:
             found = answers.answers(backend, model.signature, self._rows)
+            for batch in self._batches:
+                _run(model, backend, batch)()
         except backends.BackendError:
             backend.close()
             raise
@@ -105,11 +132,18 @@ class Comparison:
         return found
 
     def admit(self, name: str, candidate: Model) -> Compared:
-        """Loads a candidate and compares its answers. Raises Toolchain when it does not load or run."""
+        """Loads a candidate and compares its answers.
+
+        Raises Toolchain when it does not load or run, UnsupportedOperator when its answers are of another width than the original's.
+        """
         try:
             found = self._load(name, candidate)
         except backends.BackendError as error:
             raise Toolchain(f"the optimized model does not run: {error}") from error
+        if found.vectors is not None and self._reference.vectors is not None and found.vectors.shape != self._reference.vectors.shape:
+            self._release(name)
+            widths = f"{found.vectors.shape[1]} values where the original answers {self._reference.vectors.shape[1]}"
+            raise UnsupportedOperator(f"the optimized model answers {widths}: it cannot stand in for it")
         task = self._original.signature.task
         if not found.is_finite:
             return Compared(fidelity.compare(task, self._reference, found, self._seed), (), is_finite=False)
@@ -120,16 +154,10 @@ class Comparison:
         """Every admitted model by name, the original under "". The budget is spread evenly over workloads and models."""
         seconds: dict[str, list[tuple[float, ...]]] = {name: [] for name in self._loaded}
         for batch in self._batches:
-            runs = [self._run(name, batch) for name in self._loaded]
+            runs = [_run(model, backend, batch) for model, backend in self._loaded.values()]
             for name, rounds in zip(seconds, latency.take_turns(runs, budget_seconds / len(self._batches)), strict=True):
                 seconds[name].append(tuple(rounds))
         return {name: Timed(self._workloads, tuple(rounds)) for name, rounds in seconds.items()}
-
-    def _run(self, name: str, batch: Batch) -> latency.Run:
-        model, backend = self._loaded[name]
-        inputs = {spec.name: batch[spec.name] for spec in model.signature.inputs}
-        outputs = [spec.name for spec in model.signature.outputs]
-        return lambda: backend.run(inputs, outputs)
 
     def measure_footprint(self, name: str, timed: Timed) -> Measurement:
         """Load time and memory in a process of their own, put together with what was timed. Raises Toolchain."""
@@ -147,6 +175,15 @@ class Comparison:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for _, backend in self._loaded.values():
-            backend.close()
-        self._loaded.clear()
+        for name in list(self._loaded):
+            self._release(name)
+
+    def _release(self, name: str) -> None:
+        _, backend = self._loaded.pop(name)
+        backend.close()
+
+
+def _run(model: Model, backend: backends.Backend, batch: Batch) -> latency.Run:
+    inputs = {spec.name: batch[spec.name] for spec in model.signature.inputs}
+    outputs = [spec.name for spec in model.signature.outputs]
+    return lambda: backend.run(inputs, outputs)

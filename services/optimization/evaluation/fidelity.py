@@ -14,6 +14,8 @@ from services.repository.manifest import Task
 
 __all__ = ["Answers", "Fidelity", "answers", "compare"]
 
+_NEAREST_ROWS = 1024  # whose similarities to all are held at once
+
 
 @dataclass(frozen=True)
 class Fidelity:
@@ -36,9 +38,12 @@ def cosine_rows(left: Floats, right: Floats) -> Floats:
 def _nearest(vectors: Floats) -> NDArray[np.intp]:
     """Index of each row's nearest other row by cosine."""
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    similarity = unit @ unit.T
-    np.fill_diagonal(similarity, -np.inf)
-    nearest: NDArray[np.intp] = similarity.argmax(axis=1)
+    nearest = np.empty(len(unit), np.intp)
+    for start in range(0, len(unit), _NEAREST_ROWS):  # the whole matrix of fifty thousand examples would be ten gigabytes
+        similarity = unit[start : start + _NEAREST_ROWS] @ unit.T
+        rows = np.arange(len(similarity))
+        similarity[rows, start + rows] = -np.inf
+        nearest[start : start + len(rows)] = similarity.argmax(axis=1)
     return nearest
 
 
@@ -77,6 +82,8 @@ def token_fidelity(original: Answers, candidate: Answers, seed: int) -> Fidelity
     counts = np.array([[(before == after).sum(), len(before)] for before, after in pairs], np.float64)
     counts = counts[counts[:, 1] > 0]
     changed = int(counts[:, 1].sum() - counts[:, 0].sum())
+    if not changed:  # the bootstrap of equal draws would be certain
+        return Fidelity(wilson(len(counts), len(counts)), 1.0, len(counts), {"changed_tokens": 0})
     interval = bootstrap(counts, lambda sums: sums[..., 0] / np.maximum(sums[..., 1], 1), seed)
     return Fidelity(interval, float((counts[:, 0] / counts[:, 1]).min()), len(counts), {"changed_tokens": changed})
 

@@ -36,16 +36,18 @@ class _Request(BaseModel):
     folder: Path
     signature: Signature
     threads: int
-    batches: tuple[Path, ...]  # one .npz each
+    names: tuple[str, ...]
+    batches: tuple[Path, ...]  # one .npz each, the arrays in the order of the names
 
 
 def measure(folder: Path, signature: Signature, threads: int, batches: Sequence[Batch]) -> Footprint:
     """Raises Toolchain when the process fails."""
     with tempfile.TemporaryDirectory() as written:
+        names = tuple(spec.name for spec in signature.inputs)
         paths = tuple(Path(written, f"{index}.npz") for index in range(len(batches)))
         for path, batch in zip(paths, batches, strict=True):
-            np.savez(path, **batch)  # type: ignore[arg-type]
-        return _ask_child(_Request(folder=folder.resolve(), signature=signature, threads=threads, batches=paths))
+            np.savez(path, *(batch[name] for name in names))  # by position: an input may be named as an argument of savez
+        return _ask_child(_Request(folder=folder.resolve(), signature=signature, threads=threads, names=names, batches=paths))
 
 
 def _ask_child(request: _Request) -> Footprint:
@@ -80,7 +82,7 @@ def _measure_here(request: _Request) -> Footprint:
     outputs = [spec.name for spec in request.signature.outputs]
     for path in request.batches:
         with np.load(path, allow_pickle=False) as batch:
-            model.run(dict(batch), outputs)
+            model.run({name: batch[f"arr_{index}"] for index, name in enumerate(request.names)}, outputs)
     return Footprint(load_seconds=load_seconds, memory_bytes=max(0, _peak_bytes() - before_bytes))
 
 

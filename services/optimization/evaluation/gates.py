@@ -68,9 +68,7 @@ def _change(quality: Quality) -> str:
 
 
 def _judge_evidence(evidence: Evidence, gates: Gates) -> Judgement | None:
-    """None when there is enough of it, and nothing in it is no number."""
-    if not evidence.is_finite:
-        return Judgement(Verdict.REJECT_ACCURACY, "its answers hold NaN or infinity")
+    """None when there is enough of it."""
     if evidence.examples < gates.min_examples:
         told = f"fidelity {_show(evidence.fidelity, 4)} over {evidence.examples} examples"
         return Judgement(Verdict.INCONCLUSIVE, f"{told}: at least {gates.min_examples} examples are needed to tell")
@@ -92,6 +90,8 @@ def judge(evidence: Evidence, gates: Gates, objective: Objective) -> Judgement:
 
     `gates` are those `for_metric`.
     """
+    if not evidence.is_finite:
+        return Judgement(Verdict.REJECT_ACCURACY, "its answers hold NaN or infinity")
     exact = Interval(estimate=evidence.size_ratio, low=evidence.size_ratio, high=evidence.size_ratio)
     gain, what = (exact, "size ratio") if objective is Objective.SIZE else (evidence.speedup, "speed-up")
     accuracy = (_judge_fidelity(evidence, gates), _judge_loss(evidence, gates))

@@ -66,6 +66,17 @@ def bootstrap(counts: Floats, statistic: Statistic, seed: int) -> Interval:
     return percentile_interval(float(statistic(counts.sum(0))), statistic(resampled_sums(counts, seed)))
 
 
+def never_certain(interval: Interval, examples: int) -> Interval:
+    """Of a difference of shares: where all draws are the same, the bootstrap knows nothing of what a few more examples could show.
+
+    As wide then as `paired_difference` is without a discordant pair.
+    """
+    if interval.low != interval.high:
+        return interval
+    least = paired_difference(0, 0, examples)
+    return Interval(estimate=interval.estimate, low=interval.estimate + least.low, high=interval.estimate + least.high)
+
+
 def bootstrap_mean(values: Floats, seed: int) -> Interval:
     """Of the mean of a sample [n]."""
     return bootstrap(values[:, None], lambda sums: sums[..., 0] / len(values), seed)

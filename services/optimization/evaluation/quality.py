@@ -10,6 +10,7 @@ from services.optimization.evaluation.intervals import (
     Statistic,
     bootstrap,
     mcnemar,
+    never_certain,
     paired_difference,
     percentile_interval,
     resampled_sums,
@@ -20,6 +21,8 @@ from services.optimization.evaluation.metrics import Metric
 from services.optimization.examples import IGNORED
 from services.optimization.report import Interval, Quality
 from services.repository.manifest import Task
+
+_LARGEST_LOSS = 700.0  # of a token: past it exp is infinite, which no report can hold; the model is broken long before
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def _perplexity(original: Answers, candidate: Answers, seed: int) -> Quality:
     kept = before[:, 1] > 0
 
     def perplexity(sums: Floats) -> Floats:
-        return np.exp(sums[..., 0] / np.maximum(sums[..., 1], 1))
+        return np.exp(np.minimum(sums[..., 0] / np.maximum(sums[..., 1], 1), _LARGEST_LOSS))
 
     was, became = before[kept], after[kept]
     drawn_before, drawn_after = (perplexity(resampled_sums(counts, seed)) for counts in (was, became))
@@ -141,7 +144,7 @@ def _bootstrapped(metric: Metric, before: Floats, after: Floats, statistic: Stat
         metric=metric,
         original=percentile_interval(was, drawn_before),
         candidate=percentile_interval(became, drawn_after),
-        difference=percentile_interval(became - was, drawn_after - drawn_before),
+        difference=never_certain(percentile_interval(became - was, drawn_after - drawn_before), len(before)),
         p_value=two_sided(drawn_after - drawn_before),
         test="paired bootstrap",
         examples=len(before),

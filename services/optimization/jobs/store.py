@@ -124,10 +124,10 @@ class JobStore:
             raise RequestTaken(f"request_id: {request_id!r} was used for a different job")
         return found
 
-    def get(self, job_id: str) -> Job:
-        """Raises UnknownJob."""
+    def get(self, job_id: str, *, brief: bool = False) -> Job:
+        """`brief` leaves out spec and report, which may be megabytes. Raises UnknownJob."""
         with self._engine.connect() as connection:
-            return ledger.known(connection, job_id)
+            return ledger.known(connection, job_id, brief=brief)
 
     def page(self, size: int, token: str = "", states: Sequence[State] = ()) -> Page:
         """Newest first. `token` is the id that the page before ended with. Raises UnknownJob for a token that is none."""

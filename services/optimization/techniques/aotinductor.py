@@ -40,7 +40,7 @@ def _note_hardware(features: frozenset[str]) -> str:
 
 TECHNIQUE = Technique(
     name="aotinductor",
-    version=1,
+    version=2,
     family=Family.COMPILE,
     summary="Compiles the model to native code for this processor with torch.export and AOTInductor, any rows and lengths.",
     parameters=AotInductorParameters,

@@ -51,6 +51,7 @@ def _compile(program: torch.export.ExportedProgram, path: Path, threads: int, *,
     configuration = {
         "freezing": freezing,
         "compile_threads": max(1, threads),
+        "cpp.dynamic_threads": True,  # or the package runs on as many threads as compiled it, whoever serves it
         "aot_inductor.precompile_headers": False,  # hundreds of megabytes, left in the system's temporary folder whatever the cache's is
     }
     try:

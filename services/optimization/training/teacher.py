@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from services import backends
 from services.optimization import folder
+from services.optimization.environment import library_versions
 from services.optimization.failures import BadModel, UnsupportedOperator
 from services.optimization.rows import Rows, batches
 from services.optimization.techniques.technique import Model
@@ -162,6 +163,7 @@ class TeacherOutputs:
     def _path(self) -> Path:
         content = {
             "layout": _LAYOUT,
+            "libraries": dict(library_versions()),
             "teacher": folder.content_digest(self.original.folder, self.original.signature),
             "examples": self.examples_digest,
             "lengths": hashlib.sha256(self.rows.lengths.tobytes()).hexdigest(),  # as `max_tokens` cut them

@@ -129,7 +129,8 @@ class Trainer:
         sums = [self._backward(batch, totals) for batch in batches]
         loss = mean_loss(sums, counts, self.parts.objective.weights)
         norm = float(nn.utils.clip_grad_norm_(self._trained, self.training.max_gradient_norm or math.inf))
-        self._check(loss if math.isfinite(norm) else norm, rate)
+        self._check("loss", loss, rate)
+        self._check("length of the gradient", norm, rate)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
@@ -144,11 +145,11 @@ class Trainer:
         torch.stack([weights[name] * value / totals[name] for name, value in sums.items()]).sum().backward()  # type: ignore[no-untyped-call]
         return {name: float(value.detach()) for name, value in sums.items()}
 
-    def _check(self, loss: float, rate: float) -> None:
-        if not math.isfinite(loss):
+    def _check(self, what: str, value: float, rate: float) -> None:
+        if not math.isfinite(value):
             raise Diverged(
-                f"training diverged at step {self.standing.step + 1} of {self._total}: the loss is {loss} at the learning rate {rate:.3g};"
-                " try a lower learning_rate or a longer warmup_share"
+                f"training diverged at step {self.standing.step + 1} of {self._total}: the {what} is {value} at the learning rate"
+                f" {rate:.3g}; try a lower learning_rate or a longer warmup_share"
             )
 
     def _validate(self) -> None:
@@ -158,7 +159,7 @@ class Trainer:
         with torch.no_grad():
             parts = [self._measure(self.parts.data.batch(positions, self._device)) for positions in self._held]
         loss = mean_loss([part[0] for part in parts], [part[1] for part in parts], self.parts.objective.weights)
-        self._check(loss, schedule.learning_rate(self.training, min(self.standing.step, self._total - 1), self._total))
+        self._check("validation loss", loss, schedule.learning_rate(self.training, min(self.standing.step, self._total - 1), self._total))
         point = {"validation_loss": loss} | _share("validation_agreement", [part[2] for part in parts])
         self._judge(loss)
         self.curves.record(self.standing.step, point)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from hone.cli import show
@@ -145,7 +146,7 @@ def follow(hone: Client, job_id: str) -> None:
             loss = f", loss {event.metrics['loss']:.4g}" if "loss" in event.metrics else ""
             bar.update(task, completed=event.fraction, description=f"{event.stage or 'working'}{loss}")
             if event.message:
-                bar.console.print(f"[dim]{event.message}[/]", highlight=False)
+                bar.console.print(f"[dim]{escape(event.message)}[/]", highlight=False)
 
 
 def _conclude(job: jobs_pb2.Job) -> None:
@@ -153,9 +154,9 @@ def _conclude(job: jobs_pb2.Job) -> None:
     if job.HasField("report"):
         show.console.print(show.report(job.report))
         for candidate in job.report.candidates:
-            show.console.print(f"{candidate.name}: {candidate.reason}", highlight=False)
+            show.console.print(f"{candidate.name}: {candidate.reason}", highlight=False, markup=False)
     if job.HasField("failure"):
-        show.console.print(f"failed: {job.failure.message}", highlight=False)
+        show.console.print(f"failed: {job.failure.message}", highlight=False, markup=False)
     show.console.print(f"{show.state(job)}{f', published {job.published}' if job.published else ''}")
     if job.state in (jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_REJECTED, jobs_pb2.JOB_STATE_CANCELLED):
         raise typer.Exit(1)
@@ -167,7 +168,16 @@ def _recipes(lists: Sequence[str], path: Path | None) -> dict[str, Sequence[Step
     content = json.loads(path.read_text()) if path else {}
     if not isinstance(content, dict) or not all(isinstance(steps, list) for steps in content.values()):
         raise ValueError(f"{path}: must be an object of lists of steps")
-    return found | {name: [step if isinstance(step, str) else (step[0], step[1]) for step in steps] for name, steps in content.items()}
+    return found | {name: [_step(step, f"{path}: {name}[{index}]") for index, step in enumerate(steps)] for name, steps in content.items()}
+
+
+def _step(told: object, place: str) -> StepLike:
+    match told:
+        case str():
+            return told
+        case [str(technique), dict(parameters)]:
+            return technique, parameters
+    raise ValueError(f'{place}: must be "TECHNIQUE" or ["TECHNIQUE", {{"PARAMETER": …}}]')
 
 
 def _data(told: str, label_column: str) -> jobs_pb2.Data | None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.table import Table
 
 from hone.inference.v1 import inference_pb2
@@ -68,7 +69,7 @@ def report(found: jobs_pb2.Report) -> Table:
         *(_quality_row(number, found.candidates) for number in dict.fromkeys(q.metric for c in found.candidates for q in c.qualities)),
         ("fidelity,\n95 % interval", *("1" if c is None else _interval(c.fidelity, 4) if c.HasField("fidelity") else "" for c in compared)),
         ("speed-up,\n95 % interval", *("1" if c is None else _interval(c.speedup, 2) if c.HasField("speedup") else "" for c in compared)),
-        ("verdict", *("" if c is None else VERDICTS[c.verdict] for c in compared)),
+        ("verdict", *("" if c is None else VERDICTS.get(c.verdict, "") for c in compared)),
     ]
     for index, workload in enumerate(found.original.workloads):
         shape = f"{workload.batch_rows} × {workload.tokens}" if workload.tokens else f"{workload.batch_rows} rows"
@@ -95,7 +96,9 @@ def plan(found: jobs_pb2.PlanJobResponse) -> Group:
     ]
     rows.append(("all", "comparing and measuring", "", f"{found.evaluation_seconds:.0f} s", ""))
     rows.append(("in all", "", "", f"{found.total_seconds:.0f} s", ""))
-    return Group(table("", ("recipe", "step", "format", "estimate", "basis"), rows), *(f"[yellow]{line}[/]" for line in found.warnings))
+    return Group(
+        table("", ("recipe", "step", "format", "estimate", "basis"), rows), *(f"[yellow]{escape(line)}[/]" for line in found.warnings)
+    )
 
 
 def _seconds(step: jobs_pb2.PlannedStep) -> str:
