@@ -5,6 +5,7 @@ from pathlib import Path
 from torch._inductor.package.package import load_package
 
 from services.backends import LoadError
+from services.backends.limits import Limits
 from services.backends.torch_runs import TorchRuns
 from services.repository.manifest import Signature
 
@@ -25,7 +26,7 @@ class AotInductorBackend(TorchRuns):
             package = load_package(str(path), num_runners=parallel_runs)
         except Exception as error:  # RuntimeError, OSError, zipfile's own
             raise LoadError(f"{FILE_NAME}: {error}") from error
-        super().__init__(lambda tensors: package(*tensors.values()), signature, threads)
+        super().__init__(lambda tensors: package(*tensors.values()), signature, threads, Limits.of(folder, signature))
 
 
 def load(folder: Path, signature: Signature, threads: int, parallel_runs: int) -> AotInductorBackend:

@@ -30,7 +30,7 @@ def datatype_of(array: Array) -> str:
 def check_inputs(signature: Signature, inputs: Mapping[str, Array]) -> None:
     """For engines of native code, which take what they are given at its word and read past its end. Raises RunError.
 
-    Token ids are not held against the vocabulary, which a signature does not tell: whoever takes them from outside does.
+    Token ids are held against the vocabulary elsewhere, see `limits`: a signature does not tell it.
     """
     for spec in signature.inputs:
         if spec.name not in inputs:

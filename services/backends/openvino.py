@@ -10,6 +10,7 @@ import openvino
 
 from services.backends import Array, LoadError, RunError
 from services.backends.datatypes import check_inputs
+from services.backends.limits import Limits
 from services.repository.manifest import Signature
 
 FILE_NAME, WEIGHTS_NAME = "model.xml", "model.bin"
@@ -46,6 +47,7 @@ class OpenVinoBackend:
         """Raises LoadError."""
         self._model: Any = _compiled(folder, _properties(signature, threads, parallel_runs))
         self._signature = signature
+        self._limits = Limits.of(folder, signature)
         wanted = {spec.name for spec in (*signature.inputs, *signature.outputs)}
         missing = wanted - _names(self._model.inputs) - _names(self._model.outputs)
         if missing:
@@ -60,6 +62,7 @@ class OpenVinoBackend:
         if set(outputs) - self._outputs:
             raise RunError(f"the model answers {sorted(self._outputs)}, not {sorted(set(outputs) - self._outputs)}")
         check_inputs(self._signature, inputs)
+        self._limits.check(inputs)
         return self._infer(model, inputs, outputs) if outputs else {}
 
     def _infer(self, model: Any, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:

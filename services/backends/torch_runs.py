@@ -8,6 +8,7 @@ from torch import Tensor
 
 from services.backends import Array, RunError
 from services.backends.datatypes import check_inputs
+from services.backends.limits import NO_LIMITS, Limits
 from services.repository.manifest import Signature
 
 Call = Callable[[dict[str, Tensor]], Tensor]
@@ -18,12 +19,13 @@ class TorchRuns:
 
     name = "torch"
 
-    def __init__(self, call: Call, signature: Signature, threads: int) -> None:
-        """`call` takes the signature's inputs by name, in the signature's order."""
+    def __init__(self, call: Call, signature: Signature, threads: int, limits: Limits = NO_LIMITS) -> None:
+        """`call` takes the signature's inputs by name, in the signature's order; `limits` is for one that does not look itself."""
         self._call: Call | None = call
         self._output = signature.outputs[0].name
         self._signature = signature
         self._threads = threads
+        self._limits = limits
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         call = self._call
@@ -32,6 +34,7 @@ class TorchRuns:
         if set(outputs) - {self._output}:
             raise RunError(f"the model answers {self._output!r} alone, not {sorted(set(outputs) - {self._output})}")
         check_inputs(self._signature, inputs)
+        self._limits.check(inputs)
         return {self._output: self._forward(call, inputs)} if outputs else {}
 
     def _forward(self, call: Call, inputs: Mapping[str, Array]) -> Array:
