@@ -64,7 +64,7 @@ def test_up_and_down(tmp_path: Path, number: signal.Signals) -> None:
     assert process.returncode == 0
     assert not any(child.is_running() for child in children)
     assert "Traceback" not in log
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["cache", "optimization"]
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["cache", "optimization", "repository"]
 
 
 def test_a_taken_port_is_named_and_nothing_is_left(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ _AUTOMATIC: Mapping[Task, Any] = {
     Task.IMAGE_CLASSIFICATION: transformers.AutoModelForImageClassification,
     Task.CAUSAL_LM: transformers.AutoModelForCausalLM,
 }
+_LOADING = threading.RLock()  # a load may contain another, of the model that it is compared with
 # Part of many encoders and absent from many checkpoints; an embedding pools by itself and never reads it.
 _POOLER = ("pooler.",)
 
@@ -43,17 +45,22 @@ def attention_named(attention: str) -> str | None:
 
 @contextlib.contextmanager
 def silent_load() -> Iterator[None]:
-    """Keeps the loader's progress bars and reports off the service's streams; what they tell is checked afterwards."""
+    """One load at a time, its progress bars and reports kept off the service's streams; what they tell is checked afterwards.
+
+    The library replaces methods of its classes while it loads. Two threads that do so at once restore each other's replacements:
+    tied weights then stay untied for the rest of the process.
+    """
     root = logging.getLogger("transformers")
-    level, bars = root.level, transformers.utils.logging.is_progress_bar_enabled()
-    root.setLevel(logging.CRITICAL)
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
+    with _LOADING:
+        level, bars = root.level, transformers.utils.logging.is_progress_bar_enabled()
+        root.setLevel(logging.CRITICAL)
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            root.setLevel(level)
+            if bars:
+                transformers.utils.logging.enable_progress_bar()
 
 
 def _check_keys(info: Mapping[str, Any], model: nn.Module, optional: tuple[str, ...]) -> None:
