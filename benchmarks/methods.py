@@ -23,8 +23,8 @@ from benchmarks.suite import Suite, start_suite, stop_suite
 FOLDER = Path(".hone/bench")
 TAUGHT = 16_000  # sentences that the original is taught on
 SHORT = {"epochs": 1, "max_steps": 60, "learning_rate": 2e-5, "max_tokens": 48}
-HEAL = {"epochs": 1, "max_steps": 300, "learning_rate": 2e-4, "max_tokens": 48, "patience": 0}
-LONG = {"epochs": 5, "learning_rate": 3e-4, "max_tokens": 48, "patience": 0}
+HEAL = {"epochs": 1, "max_steps": 200, "learning_rate": 2e-4, "max_tokens": 48, "patience": 0}
+LONG = {"epochs": 3, "learning_rate": 3e-4, "max_tokens": 48, "patience": 0}
 LABELS = {"alpha": 0.7, "temperature": 2.0}
 SMALL = {"layers": 1, "layer_choice": "first", "intermediate_size": 512}
 
@@ -62,7 +62,7 @@ class Sizes:
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks methods", description=__doc__)
     parser.add_argument("--train", type=int, default=TAUGHT, help="sentences to train on")
-    parser.add_argument("--held-out", type=int, default=3_000, help="sentences to judge by")
+    parser.add_argument("--held-out", type=int, default=2_000, help="sentences to judge by")
     parser.add_argument("--only", nargs="*", choices=RECIPES, default=list(RECIPES), help="these methods alone")
     parser.add_argument("--html", type=Path, default=FOLDER / "methods.html", help="where the report page goes")
     told = parser.parse_args(arguments)
@@ -96,7 +96,7 @@ def run(recipes: Mapping[str, Sequence[StepLike]], sizes: Sizes) -> tuple[pb.Job
     data = corpus(FOLDER)
     train, held_out = data.train[: sizes.train], data.held_out[: sizes.held_out]
     model = teacher(FOLDER, data.train[:TAUGHT])
-    with bench_suite(evaluation_s=100) as suite, suite.client() as client:
+    with bench_suite(evaluation_s=80) as suite, suite.client() as client:
         client.models.push(model, "origins", channels=["stable"])
         for name, pairs in (("train", train), ("held-out", held_out)):
             client.datasets.push([{"text": text, "label": label} for text, label in pairs], name)
