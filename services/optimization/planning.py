@@ -22,6 +22,7 @@ from services.repository.manifest import Format, Signature
 from services.repository.references import BadName
 from services.repository.store import Repository
 
+# Assumed, as a technique's cost is before this machine has measured it: an estimate's order, no figure of a report.
 _COMPARE_SECONDS_PER_EXAMPLE_AND_MB = 0.0002
 _FOOTPRINT_SECONDS = 6.0  # a fresh process that imports an engine
 
