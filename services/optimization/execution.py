@@ -19,12 +19,12 @@ from services.optimization.examples import Examples
 from services.optimization.failures import BudgetExceeded, NotEnoughData, Toolchain, UnsupportedOperator
 from services.optimization.history import History
 from services.optimization.jobs.exhaustion import disk_is_full, memory_is_full
+from services.optimization.jobs.job import NO_METRICS
 from services.optimization.kept import KeptSteps
 from services.optimization.recipe import Gates, Kinds, Objective, Recipe, validate_recipes
 from services.optimization.report import Candidate, Measurement, Report, Verdict
 from services.optimization.steps import Materials, Steps, within
 from services.optimization.techniques import Model
-from services.optimization.techniques.technique import NO_METRICS
 from services.repository.manifest import Frozen, Signature
 
 # Failures that end one recipe and leave the others their chance.

@@ -10,7 +10,7 @@ from hone.repository.v1 import models_pb2 as pb
 from hone.repository.v1 import models_pb2_grpc
 
 from services.chassis.faults import InvalidField, OutOfRange
-from services.optimization import pages, wire
+from services.optimization import model_wire, pages, wire
 from services.optimization.uploads.disk_work import chunks, on_disk
 from services.optimization.uploads.inspection import inspect_folder
 from services.optimization.uploads.sealings import Announced, Sealings
@@ -36,10 +36,10 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
         if first is None or first.WhichOneof("part") != "header":
             raise InvalidField("header", "must come first")
         head = first.header
-        task = wire.task_from(head.task)
+        task = model_wire.task_from(head.task)
         channels = [wire.named(f"header.channels[{index}]", check_channel, channel) for index, channel in enumerate(head.channels)]
         wire.named("header.name", check_name, head.name)
-        announced = Announced(head.upload_id, head.name, wire.files_from(head.files))
+        announced = Announced(head.upload_id, head.name, model_wire.files_from(head.files))
         seal = partial(self._seal, announced, task)
         made = await self._sealings.version(announced, partial(_receive, request_iterator), seal)
         for channel in channels:
@@ -104,7 +104,7 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
         return pb.DeleteVersionResponse()
 
     def _message(self, manifest: Manifest) -> pb.ModelVersion:
-        return wire.model_message(manifest, self._repository.channels(manifest.name))
+        return model_wire.model_message(manifest, self._repository.channels(manifest.name))
 
 
 async def _receive(requests: AsyncIterator[pb.UploadModelRequest], upload: Upload) -> None:

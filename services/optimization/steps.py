@@ -13,10 +13,11 @@ from services.optimization import folder
 from services.optimization.environment import cpu_features, cpu_model, library_versions
 from services.optimization.examples import Examples
 from services.optimization.history import History
+from services.optimization.jobs.job import NO_METRICS
 from services.optimization.kept import KeptStep, KeptSteps, digest_of
 from services.optimization.recipe import Step, parse_parameters
 from services.optimization.techniques import Context, Model, Parameters, Technique, find
-from services.optimization.techniques.technique import NO_METRICS, Tell
+from services.optimization.techniques.technique import Tell
 
 DEFAULT_CALIBRATION = 512  # of the training examples, where there is no calibration data
 

@@ -1,7 +1,7 @@
-"""Between the contract's messages and our own values."""
+"""Between the job contract's messages and our own values, and what every door converts alike."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -9,7 +9,6 @@ from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 from hone.optimization.v1 import jobs_pb2 as pb
-from hone.repository.v1 import models_pb2
 from pydantic import ValidationError
 
 from services.chassis.faults import InvalidField
@@ -20,7 +19,6 @@ from services.optimization.recipe import Gates, Objective
 from services.optimization.report import Candidate, Interval, Measurement, Quality, Report
 from services.optimization.spec import Budget, DataSource, Spec
 from services.optimization.techniques import Technique
-from services.repository.manifest import FileEntry, Format, Manifest, Task, TensorSpec
 from services.repository.references import BadName
 
 T = TypeVar("T")
@@ -28,21 +26,6 @@ T = TypeVar("T")
 _OBJECTIVES = {pb.OBJECTIVE_UNSPECIFIED: Objective.THROUGHPUT, pb.OBJECTIVE_THROUGHPUT: Objective.THROUGHPUT} | {
     pb.OBJECTIVE_LATENCY: Objective.LATENCY,
     pb.OBJECTIVE_SIZE: Objective.SIZE,
-}
-_TASKS = {
-    Task.EMBEDDING: models_pb2.TASK_EMBEDDING,
-    Task.CLASSIFICATION: models_pb2.TASK_CLASSIFICATION,
-    Task.TENSOR: models_pb2.TASK_TENSOR,
-    Task.TOKEN_CLASSIFICATION: models_pb2.TASK_TOKEN_CLASSIFICATION,
-    Task.IMAGE_CLASSIFICATION: models_pb2.TASK_IMAGE_CLASSIFICATION,
-    Task.CAUSAL_LM: models_pb2.TASK_CAUSAL_LM,
-}
-_FORMATS = {
-    Format.HUGGINGFACE: models_pb2.FORMAT_HUGGINGFACE,
-    Format.ONNX: models_pb2.FORMAT_ONNX,
-    Format.TORCHSCRIPT: models_pb2.FORMAT_TORCHSCRIPT,
-    Format.AOTINDUCTOR: models_pb2.FORMAT_AOTINDUCTOR,
-    Format.OPENVINO: models_pb2.FORMAT_OPENVINO,
 }
 _METRIC_NUMBERS: Mapping[Metric | None, "pb.Metric.ValueType"] = {None: pb.METRIC_UNSPECIFIED} | {
     Metric.ACCURACY: pb.METRIC_ACCURACY,
@@ -284,53 +267,6 @@ def _planned_step(step: PlannedStep) -> pb.PlannedStep:
         estimated_seconds=step.seconds,
         basis=step.basis,
     )
-
-
-# Models
-
-
-def task_from(value: "models_pb2.Task.ValueType") -> Task | None:
-    """None for UNSPECIFIED. Raises InvalidField."""
-    if value == models_pb2.TASK_UNSPECIFIED:
-        return None
-    found = next((task for task, number in _TASKS.items() if number == value), None)
-    if found is None:
-        raise InvalidField("header.task", f"{value} is not a task")
-    return found
-
-
-def files_from(messages: Sequence[models_pb2.File]) -> list[FileEntry]:
-    """Raises InvalidField."""
-    return [
-        checked(f"header.files[{index}]", lambda file=file: FileEntry(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256))  # type: ignore[misc]
-        for index, file in enumerate(messages)
-    ]
-
-
-def model_message(manifest: Manifest, channels: Mapping[str, int]) -> models_pb2.ModelVersion:
-    signature = manifest.signature
-    return models_pb2.ModelVersion(
-        name=manifest.name,
-        version=manifest.version,
-        task=_TASKS[signature.task],
-        format=_FORMATS[signature.format],
-        digest=manifest.digest,
-        size_bytes=manifest.size_bytes,
-        files=[models_pb2.File(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256) for file in manifest.files],
-        inputs=[_tensor_spec(spec) for spec in signature.inputs],
-        outputs=[_tensor_spec(spec) for spec in signature.outputs],
-        labels=signature.labels,
-        max_tokens=signature.max_tokens,
-        created=timestamp(manifest.created),
-        parent=manifest.parent,
-        recipe=struct(manifest.recipe),
-        report=struct(manifest.report),
-        channels=[channel for channel, version in channels.items() if version == manifest.version],
-    )
-
-
-def _tensor_spec(spec: TensorSpec) -> models_pb2.TensorSpec:
-    return models_pb2.TensorSpec(name=spec.name, datatype=spec.datatype, shape=spec.shape)
 
 
 def struct(content: Mapping[str, Any]) -> Struct:

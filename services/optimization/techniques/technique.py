@@ -4,16 +4,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from services.optimization.environment import cpu_features
 from services.optimization.examples import Examples
+from services.optimization.jobs.job import NO_METRICS
 from services.repository.manifest import Format, Signature, Task
 
-NO_METRICS: Mapping[str, float] = MappingProxyType({})
 EVERY_TASK = frozenset(Task)
 TEXT_TASKS = frozenset(task for task in Task if task.takes_text)
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-from services.optimization.techniques.technique import NO_METRICS, Tell
+from services.optimization.jobs.job import NO_METRICS
+from services.optimization.techniques.technique import Tell
 
 SECONDS_BETWEEN = 0.25
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from services.optimization.examples import Examples
-from services.optimization.techniques.technique import NO_METRICS, Context, Model
+from services.optimization.jobs.job import NO_METRICS
+from services.optimization.techniques.technique import Context, Model
 from services.repository.manifest import Format, Pooling, Signature, Task, TensorSpec
 
 WORDS = tuple(f"w{index}" for index in range(30))
