@@ -11,7 +11,7 @@ from hone.cli.show import console, table
 from hone.optimization.v1 import jobs_pb2 as pb
 from hone.specs import StepLike, job_spec
 
-from benchmarks.methods import FOLDER, RECIPES, TAUGHT, bench_suite
+from benchmarks.methods import FOLDER, LABELS, TAUGHT, bench_suite
 from benchmarks.origins import corpus, teacher
 from benchmarks.suite import Suite
 from services import backends
@@ -20,10 +20,17 @@ from services.optimization.rows import Batch, batches, prepare
 from services.repository.manifest import Manifest
 
 BATCHES = (8, 16, 32, 64, 128)
+TRAINING = {"max_tokens": 48, "patience": 0, "validation_share": 0.02}
+STUDENT = {**TRAINING, "epochs": 2, "learning_rate": 2e-4}
+SMALL_STUDENT = {**TRAINING, "epochs": 8, "learning_rate": 5e-4}
 CHAINS: Mapping[str, Sequence[StepLike]] = {
-    "chain": RECIPES["chain"],
-    "student-3": RECIPES["distill-3"],
-    "pruned-50": RECIPES["prune-50"],
+    "chain": [
+        ("distill", {"layers": 1, "layer_choice": "first", "intermediate_size": 512, "training": SMALL_STUDENT, "losses": LABELS}),
+        "export_onnx",
+        "dynamic_int8",
+    ],
+    "student-3": [("distill", {"layers": 3, "training": STUDENT, "losses": LABELS})],
+    "pruned-50": [("prune", {"heads": 0.5, "ffn": 0.5, "recovery": STUDENT, "losses": LABELS})],
 }
 
 
@@ -45,7 +52,7 @@ class Runner:
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks chain", description=__doc__)
-    parser.add_argument("--train", type=int, default=TAUGHT, help="sentences to train on")
+    parser.add_argument("--train", type=int, default=1_000_000, help="sentences to train on")
     parser.add_argument("--held-out", type=int, default=6_000, help="sentences to judge by")
     parser.add_argument("--timed", type=int, default=512, help="sentences of a timed pass")
     parser.add_argument("--rounds", type=int, default=5, help="timed passes of each model at its best batch")

@@ -14,10 +14,10 @@ from services.chassis.settings import load
 from services.inference.answers import Answers, MemoryAnswers, SharedAnswers
 from services.inference.core import Core
 from services.inference.errors import ERRORS
+from services.inference.metrics import Metrics
 from services.inference.models import Models
 from services.inference.servicer import NAME, InferenceServicer
 from services.inference.settings import InferenceSettings
-from services.inference.statistics import Metrics
 from services.repository.store import Repository
 
 

@@ -15,19 +15,20 @@ from services.inference.models import Models
 from services.inference.rows import IDS, tensor_rows
 from services.inference.served import ServedVersion
 from services.inference.tickets import Item, RowAnswer
-from services.repository.manifest import Task
+from services.repository.manifest import Signature, Task
 
 _CALLS = {Task.EMBEDDING: "Embed", Task.CLASSIFICATION: "Classify"}
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`deadline` is on the monotonic clock."""
+    """`deadline` is on the monotonic clock. Calls of equal `sticky_key` get the same variant of a model whose traffic is split."""
 
     truncate: bool = False
     bypass_cache: bool = False
     priority: int = 0
     deadline: float = math.inf
+    sticky_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +63,19 @@ class Core:
         self._answers = answers
         self._max_rows = max_rows
 
-    async def run_texts(self, reference: str, task: Task, texts: Sequence[str], options: Options) -> Result:
-        """Answers each text. Raises the faults that the contract lists."""
+    async def run_texts(
+        self, reference: str, task: Task | None, texts: Sequence[str], options: Options, outputs: Sequence[str] = ()
+    ) -> Result:
+        """Answers each text; `task` is what the caller takes the model to be for, None where it does not matter.
+
+        Raises the faults that the contract lists.
+        """
         served, variant = self._models.find(reference)
-        if served.signature.task is not task:
-            right = _CALLS.get(served.signature.task, "Predict")
-            raise WrongState(f"model: {served.manifest.reference} is for {served.signature.task}, not {task}; {right} answers it")
+        found = served.signature.task
+        if (task or found) is not found or not found.takes_text:
+            right = _CALLS.get(found, "Predict")
+            raise WrongState(f"model: {served.manifest.reference} is for {found}, not {task or 'texts'}; {right} answers it")
+        wanted = _wanted(served.signature, outputs)
         self._check_rows("texts", len(texts))
         with served.lend() as engine:
             begun = time.monotonic_ns()
@@ -75,21 +83,18 @@ class Core:
             ids = await served.encoder.encode(texts, truncate=options.truncate)
             tokenization_ns = time.monotonic_ns() - begun
             engine.statistics.tokenization_ns += tokenization_ns
-            names = tuple(spec.name for spec in served.signature.outputs)
-            return await self._run(served, variant, engine, [{IDS: row} for row in ids], names, options, tokenization_ns)
+            return await self._run(
+                served, variant, engine, [{IDS: row} for row in ids], wanted, options, tokenization_ns, max(map(len, ids))
+            )
 
     async def run_tensors(self, reference: str, inputs: Mapping[str, Array], outputs: Sequence[str], options: Options) -> Result:
         """Answers named tensors [rows, …]. Raises the faults that the contract lists."""
         served, variant = self._models.find(reference)
-        known = tuple(spec.name for spec in served.signature.outputs)
-        for index, name in enumerate(outputs):
-            if name not in known:
-                raise InvalidField(f"outputs[{index}]", f"{name!r} is not among the model's outputs {', '.join(known)}")
+        wanted = _wanted(served.signature, outputs)
         vocabulary = served.encoder.vocabulary_size if served.encoder is not None else 0
         rows = tensor_rows(served.signature, inputs, vocabulary)
         self._check_rows("inputs", len(rows))
         with served.lend() as engine:
-            wanted = tuple(dict.fromkeys(outputs)) or known
             tokens = inputs[IDS].shape[1] if served.signature.task.takes_text else 0
             return await self._run(served, variant, engine, rows, wanted, options, 0, tokens)
 
@@ -151,3 +156,12 @@ class Core:
             computed = dict(zip(missing, await ticket.answers(), strict=True))
             self._answers.put(served.namespace, {key: answer.outputs for key, answer in computed.items()})
         return [computed[key] if key in computed else RowAnswer(known[key], 0, 0, 0) for key in keys]
+
+
+def _wanted(signature: Signature, outputs: Sequence[str]) -> tuple[str, ...]:
+    """The outputs asked for, each once; all where none is named. Raises InvalidField."""
+    known = tuple(spec.name for spec in signature.outputs)
+    for index, name in enumerate(outputs):
+        if name not in known:
+            raise InvalidField(f"outputs[{index}]", f"{name!r} is not among the model's outputs {', '.join(known)}")
+    return tuple(dict.fromkeys(outputs)) or known

@@ -16,8 +16,9 @@ from services.backends import Backend, BackendError, RunError
 from services.chassis.faults import DeadlineMissed, Overloaded, Unavailable
 from services.inference.batching import Batch, Batcher, Policy, QueueFull
 from services.inference.layout import Layout, Values
+from services.inference.metrics import Metrics
 from services.inference.service_time import ServiceTime
-from services.inference.statistics import Metrics, Statistics
+from services.inference.statistics import Statistics
 from services.inference.tickets import Item, QueuedRow, RowAnswer, Ticket
 
 log = structlog.get_logger("hone.engine")

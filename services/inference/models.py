@@ -8,9 +8,9 @@ from contextlib import suppress
 import structlog
 
 from services.chassis.faults import NotFound, Unavailable, WrongState
+from services.inference.metrics import Metrics
 from services.inference.served import ServedVersion, State
 from services.inference.settings import InferenceSettings
-from services.inference.statistics import Metrics
 from services.repository.references import Reference, parse
 from services.repository.store import Damaged, Repository, UnknownModel
 

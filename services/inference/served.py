@@ -15,9 +15,9 @@ from services.backends import Backend
 from services.backends.datatypes import DATATYPES
 from services.inference.engine import Engine
 from services.inference.layout import Layout, Values, layout_of
+from services.inference.metrics import Metrics
 from services.inference.service_time import ServiceTime
 from services.inference.settings import InferenceSettings
-from services.inference.statistics import Metrics
 from services.inference.texts import TextEncoder
 from services.repository.manifest import Manifest, Signature, Task
 from services.repository.programs import verified_folder

@@ -17,10 +17,10 @@ from services.chassis.server import Server
 from services.inference.answers import Answers, MemoryAnswers
 from services.inference.core import Core
 from services.inference.errors import ERRORS
+from services.inference.metrics import Metrics
 from services.inference.models import Models
 from services.inference.servicer import NAME, InferenceServicer
 from services.inference.settings import InferenceSettings
-from services.inference.statistics import Metrics
 from services.repository.manifest import Format, Manifest, Signature, Task, TensorSpec
 from services.repository.store import Origin, Repository
 from tests.applied import apply

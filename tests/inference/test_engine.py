@@ -14,7 +14,7 @@ from services.chassis.faults import DeadlineMissed, Overloaded, Unavailable
 from services.inference.batching import Policy
 from services.inference.engine import Engine
 from services.inference.layout import TextLayout
-from services.inference.statistics import Metrics
+from services.inference.metrics import Metrics
 from services.inference.tickets import Item, Ticket
 from tests.inference.fakes import OUTPUT, WAIT_S, FakeClock, HeldBackend, Unhurried, checksum
 from tests.models import minilm_signature
