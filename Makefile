@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Most tests wait for processes that they start: more of them at once use the cores better.
+TEST_PROCESSES ?= 3
 PROTOS := $(shell find protos -name '*.proto')
 
 .PHONY: setup demo test test-compose lint format up down bench clean
@@ -20,7 +22,7 @@ demo: $(READY)
 	$(BIN)/python -m benchmarks demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 test-compose: $(READY)
 	$(BIN)/python -m pytest -m compose tests/compose

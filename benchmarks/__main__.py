@@ -1,9 +1,9 @@
-"""`python -m benchmarks NAME`: demo, serving, interference, methods or chain; `--help` after the name tells its options."""
+"""`python -m benchmarks NAME`: demo, serving, interference, methods, chain, batching or soak; `--help` after the name tells its options."""
 
 import importlib
 import sys
 
-NAMES = ("demo", "serving", "interference", "methods", "chain")
+NAMES = ("demo", "serving", "interference", "methods", "chain", "batching", "soak")
 
 
 def main() -> None:

@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args(arguments)
     with running_suite(HONE_OPTIMIZATION_EVALUATION_S="2") as suite:
-        folder = _make_version(suite, options.recipe)
+        folder = make_version(suite, options.recipe)
         with ExitStack() as stack:
             repository = suite.folder / "repository"
             servers = {
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> None:
     _show(options, cells, raw)
 
 
-def _make_version(suite: Suite, recipe: str) -> Path:
+def make_version(suite: Suite, recipe: str) -> Path:
     """MiniLM through one recipe, published whatever it brought on this machine; its folder."""
     console.print(f"making the version to serve: {' → '.join(RECIPES[recipe])}")
     texts = sentences(164, seed=3)

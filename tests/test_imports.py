@@ -42,11 +42,26 @@ PLACES = {
     "grpc": ("hone", "services.chassis", "services.cache", "services.inference", "services.optimization"),
     "grpc_health": ("services.chassis", "hone.cli"),
     "grpc_reflection": ("services.chassis",),
+    "opentelemetry": ("services.chassis.otlp",),
+    "prometheus_client": ("services.chassis", "services.cache", "services.inference"),
 }
 
 PURE = (
+    "services.inference.histogram",
+    "services.inference.backoff",
+    "services.inference.admission",
     "services.inference.batching",
+    "services.inference.lanes",
+    "services.inference.parallelism",
+    "services.inference.residency",
+    "services.inference.retries",
     "services.inference.service_time",
+    "services.inference.traffic.experiment",
+    "services.inference.traffic.guardrails",
+    "services.inference.traffic.rates",
+    "services.inference.traffic.routing",
+    "services.inference.traffic.tallies",
+    "services.inference.windows",
     "services.optimization.jobs.job",
     "services.optimization.jobs.scheduling",
 )
@@ -103,8 +118,12 @@ def faults(module: str, source: str) -> list[str]:
         reasons = list(_own_faults(module, target)) if top in ("services", "hone") else []
         if top in PLACES and not any(below(module, place) for place in PLACES[top]):
             reasons.append("a library that has its own place")
-        if module in PURE and (top not in sys.stdlib_module_names or top in ("asyncio", "time")):
-            reasons.append("more than the standard library without asyncio and time")
+        if (
+            module in PURE
+            and not any(below(target, pure) for pure in PURE)
+            and (top not in sys.stdlib_module_names or top in ("asyncio", "time"))
+        ):
+            reasons.append("more than other pure files and the standard library without asyncio and time")
         found += [f"{module} imports {target}: {reason}" for reason in reasons]
     return found
 

@@ -1,6 +1,7 @@
 """Running a model folder: what is measured by optimization is by construction what inference serves."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from services.repository.manifest import Format, Signature
 
-__all__ = ["Array", "Backend", "BackendError", "LoadError", "RunError", "engine_module", "load"]
+__all__ = ["Array", "Backend", "BackendDied", "BackendError", "LoadError", "Options", "RunError", "engine_module", "load"]
 
 Array = NDArray[Any]
 
@@ -24,6 +25,26 @@ class LoadError(BackendError):
 
 class RunError(BackendError):
     """A run that did not produce its outputs: wrong names, dtypes or shapes, or the engine failed."""
+
+
+class BackendDied(RunError):
+    """What ran the model is gone, so that every further run fails; loaded anew it may go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a model is run, beside its threads; none of it changes what the model answers, beyond rounding.
+
+    `device` is one of `devices`; an engine without GPU support leaves "auto" at the processor. `compiled` is for engines that compile
+    while serving: torch. `cores` are those that the runs of all threads may use, each run's own ones side by side; none: any.
+    """
+
+    device: str = "cpu"
+    compiled: bool = False
+    cores: tuple[int, ...] = ()
+
+
+DEFAULT = Options()
 
 
 class Backend(Protocol):
@@ -53,7 +74,7 @@ def engine_module(format: Format) -> str:  # noqa: A002  the signature's own wor
     return _ENGINES[format]
 
 
-def load(folder: Path, signature: Signature, threads: int, parallel_runs: int = 1) -> Backend:
+def load(folder: Path, signature: Signature, threads: int, parallel_runs: int = 1, options: Options = DEFAULT) -> Backend:
     """Loads by the signature's format, importing the engine only now. Raises LoadError.
 
     `threads` work inside one run; `parallel_runs` go on at once without waiting for one another, more are right but may wait.
@@ -63,5 +84,5 @@ def load(folder: Path, signature: Signature, threads: int, parallel_runs: int = 
         engine = import_module(engine_module(signature.format))
     except ModuleNotFoundError as error:  # OpenVINO is an extra
         raise LoadError(f"{signature.format} models need {error.name}, which is not installed here") from error
-    loaded: Backend = engine.load(folder, signature, threads, parallel_runs)
+    loaded: Backend = engine.load(folder, signature, threads, parallel_runs, options)
     return loaded

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch._inductor.package.package import load_package
 
-from services.backends import LoadError
+from services.backends import LoadError, Options
 from services.backends.limits import Limits
 from services.backends.torch_runs import TorchRuns
 from services.repository.manifest import Signature
@@ -29,6 +29,6 @@ class AotInductorBackend(TorchRuns):
         super().__init__(lambda tensors: package(*tensors.values()), signature, threads, Limits.of(folder, signature))
 
 
-def load(folder: Path, signature: Signature, threads: int, parallel_runs: int) -> AotInductorBackend:
-    """Raises LoadError."""
+def load(folder: Path, signature: Signature, threads: int, parallel_runs: int, options: Options) -> AotInductorBackend:
+    """Our jobs compile for the processor, so that is where it runs. Raises LoadError."""
     return AotInductorBackend(folder, signature, threads, parallel_runs)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import openvino
 
-from services.backends import Array, LoadError, RunError
+from services.backends import DEFAULT, Array, LoadError, Options, RunError
 from services.backends.datatypes import check_inputs
 from services.backends.limits import Limits
 from services.repository.manifest import Signature
@@ -16,13 +16,13 @@ from services.repository.manifest import Signature
 FILE_NAME, WEIGHTS_NAME = "model.xml", "model.bin"
 
 
-def _properties(signature: Signature, threads: int, parallel_runs: int) -> dict[str, Any]:
+def _properties(signature: Signature, threads: int, parallel_runs: int, options: Options) -> dict[str, Any]:
     """Without a precision the plug-in computes in bfloat16 wherever the processor can, which no signature says."""
     return {
         "NUM_STREAMS": parallel_runs,
         "INFERENCE_NUM_THREADS": threads * parallel_runs,  # over all streams
         "INFERENCE_PRECISION_HINT": "bf16" if signature.dtype == "bfloat16" else "f32",
-        "ENABLE_CPU_PINNING": False,  # cores are shared with other models' threads, which nobody pins
+        "ENABLE_CPU_PINNING": bool(options.cores),  # otherwise cores are shared with other models' threads, which nobody pins
     }
 
 
@@ -43,9 +43,9 @@ class OpenVinoBackend:
 
     name = "openvino"
 
-    def __init__(self, folder: Path, signature: Signature, threads: int, parallel_runs: int = 1) -> None:
+    def __init__(self, folder: Path, signature: Signature, threads: int, parallel_runs: int = 1, options: Options = DEFAULT) -> None:
         """Raises LoadError."""
-        self._model: Any = _compiled(folder, _properties(signature, threads, parallel_runs))
+        self._model: Any = _compiled(folder, _properties(signature, threads, parallel_runs, options))
         self._signature = signature
         self._limits = Limits.of(folder, signature)
         wanted = {spec.name for spec in (*signature.inputs, *signature.outputs)}
@@ -80,6 +80,6 @@ class OpenVinoBackend:
         self._requests = threading.local()
 
 
-def load(folder: Path, signature: Signature, threads: int, parallel_runs: int) -> OpenVinoBackend:
+def load(folder: Path, signature: Signature, threads: int, parallel_runs: int, options: Options) -> OpenVinoBackend:
     """Raises LoadError."""
-    return OpenVinoBackend(folder, signature, threads, parallel_runs)
+    return OpenVinoBackend(folder, signature, threads, parallel_runs, options)

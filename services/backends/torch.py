@@ -1,15 +1,20 @@
 """Hugging Face models on torch: texts, pooled and normalized inside, and images."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from torch import Tensor, nn
 
-from services.backends import LoadError, shapes
+from services.backends import DEFAULT, LoadError, Options, devices, shapes
 from services.backends.pretrained import load_pretrained
+from services.backends.samples import sample
 from services.backends.torch_runs import TorchRuns
 from services.repository.manifest import Pooling, Signature, Task
+
+log = structlog.get_logger("hone.backends")
 
 
 class TextModel(nn.Module):
@@ -79,17 +84,34 @@ def load_module(folder: Path, signature: Signature, attention: str = "sdpa") -> 
     return (TextModel(model, signature) if signature.task.takes_text else ImageModel(model)).eval()
 
 
+def compile_or_not(module: nn.Module, signature: Signature, device: str) -> Callable[..., Tensor]:
+    """torch.compile's version for batches of any size; the module itself, with a warning, where compiling it fails.
+
+    Compiled here, not at the first call: one row and several are two graphs, and a caller would wait for each.
+    """
+    compiled = torch.compile(module, dynamic=True)
+    try:
+        with torch.inference_mode():
+            for rows, tokens in ((1, 8), (2, 16), (3, 24)):
+                compiled(**{name: torch.from_numpy(array).to(device) for name, array in sample(signature, rows, tokens).items()})
+    except Exception as error:  # the compiler, the C++ compiler below it and the model itself share no class
+        log.warning("torch.compile failed; the model runs eagerly", error=f"{type(error).__name__}: {error}"[:500])
+        return module
+    return compiled
+
+
 class TorchBackend(TorchRuns):
-    """A Hugging Face folder in eager mode."""
+    """A Hugging Face folder, eager or compiled while it is loaded."""
 
-    name = "torch"
-
-    def __init__(self, folder: Path, signature: Signature, threads: int) -> None:
+    def __init__(self, folder: Path, signature: Signature, threads: int, options: Options = DEFAULT) -> None:
         """Raises LoadError."""
-        module = load_module(folder, signature)
-        super().__init__(lambda tensors: module(**tensors), signature, threads)
+        device = devices.choose(options.device, cuda=torch.cuda.is_available())
+        module = load_module(folder, signature).to(device)
+        call = compile_or_not(module, signature, device) if options.compiled else module
+        super().__init__(lambda tensors: call(**tensors), signature, threads, device=device)
+        self.name = " ".join(["torch", *(["compiled"] if call is not module else []), *([device] if device != devices.CPU else [])])
 
 
-def load(folder: Path, signature: Signature, threads: int, parallel_runs: int) -> TorchBackend:
+def load(folder: Path, signature: Signature, threads: int, parallel_runs: int, options: Options) -> TorchBackend:
     """Runs in parallel as it is. Raises LoadError."""
-    return TorchBackend(folder, signature, threads)
+    return TorchBackend(folder, signature, threads, options)

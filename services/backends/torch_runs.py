@@ -19,13 +19,14 @@ class TorchRuns:
 
     name = "torch"
 
-    def __init__(self, call: Call, signature: Signature, threads: int, limits: Limits = NO_LIMITS) -> None:
-        """`call` takes the signature's inputs by name, in the signature's order; `limits` is for one that does not look itself."""
+    def __init__(self, call: Call, signature: Signature, threads: int, limits: Limits = NO_LIMITS, device: str = "cpu") -> None:
+        """`call` takes the signature's inputs by name, in the signature's order, on `device`; `limits` is for one that does not look."""
         self._call: Call | None = call
         self._output = signature.outputs[0].name
         self._signature = signature
         self._threads = threads
         self._limits = limits
+        self._device = device
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         call = self._call
@@ -44,7 +45,8 @@ class TorchRuns:
         try:
             with torch.inference_mode():
                 arrays = {spec.name: np.ascontiguousarray(inputs[spec.name]) for spec in self._signature.inputs}
-                answer: Array = call({name: torch.from_numpy(array) for name, array in arrays.items()}).numpy()
+                tensors = {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
+                answer: Array = call(tensors).cpu().numpy()  # both moves are free where the tensor is there already
         except Exception as error:  # torch raises RuntimeError, IndexError, TypeError, …
             raise RunError(str(error)) from error
         return answer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from services.backends import LoadError
+from services.backends import LoadError, Options
 from services.backends.torch_runs import TorchRuns
 from services.repository.manifest import Signature
 
@@ -37,6 +37,6 @@ class TorchScriptBackend(TorchRuns):
         super().__init__(lambda tensors: module(*tensors.values()), signature, threads)
 
 
-def load(folder: Path, signature: Signature, threads: int, parallel_runs: int) -> TorchScriptBackend:
-    """Runs in parallel as it is. Raises LoadError."""
+def load(folder: Path, signature: Signature, threads: int, parallel_runs: int, options: Options) -> TorchScriptBackend:
+    """Runs in parallel as it is; traced on the processor, so that is where it runs. Raises LoadError."""
     return TorchScriptBackend(folder, signature, threads)

@@ -27,6 +27,9 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
             self._ready[service] = ready
             self._changed.notify_all()
 
+    def is_ready(self, service: str) -> bool:
+        return self._ready.get(service, False)
+
     async def stop(self) -> None:
         """Tells every watcher NOT_SERVING and ends its stream."""
         async with self._changed:

@@ -14,12 +14,15 @@ LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1,
 
 @dataclass(slots=True)
 class Outcome:
-    """How a call ended; a call that neither answers nor refuses was cancelled by its caller."""
+    """When a call began and how it ended; `begun` is on the monotonic clock."""
 
-    code: grpc.StatusCode
+    begun: float
+    code: grpc.StatusCode = grpc.StatusCode.OK
 
-    def set_code(self, code: grpc.StatusCode) -> None:
-        self.code = code
+    def gone(self) -> None:
+        """A call that neither answers nor refuses was cancelled by its caller."""
+        if self.code is grpc.StatusCode.OK:
+            self.code = grpc.StatusCode.CANCELLED
 
 
 class CallMetrics:
@@ -38,6 +41,7 @@ class CallMetrics:
             registry=registry,
         )
         self._running = Gauge("grpc_server_in_flight", "Calls begun and not ended.", registry=registry)
+        self._ready = Gauge("hone_ready", "1 where a service can do its work now.", ["grpc_service"], registry=registry)
         # Only methods that exist come here, so there are few; looked up by label at each call they cost more than timing it.
         self._of = cache(self._children)
         self._ended = cache(self._counter)
@@ -49,18 +53,21 @@ class CallMetrics:
         started, seconds = self._of(service, name)
         started.inc()
         self._running.inc()
-        outcome = Outcome(grpc.StatusCode.OK)
-        begun = time.monotonic()
+        outcome = Outcome(time.monotonic())
         try:
             yield outcome
         except BaseException:
-            if outcome.code is grpc.StatusCode.OK:
-                outcome.set_code(grpc.StatusCode.CANCELLED)
+            outcome.gone()
             raise
         finally:
             self._running.dec()
-            seconds.observe(time.monotonic() - begun)
+            seconds.observe(time.monotonic() - outcome.begun)
             self._ended(service, name, outcome.code).inc()
+
+    def ready(self, service: str, ready: bool) -> None:
+        """What health tells of `service`; "", the process itself, is Prometheus' own `up`."""
+        if service:
+            self._ready.labels(service).set(ready)
 
     def _children(self, service: str, name: str) -> tuple[Counter, Histogram]:
         return self._started.labels(service, name), self._seconds.labels(service, name)

@@ -2,10 +2,11 @@
 
 import os
 import sys
+from importlib.util import find_spec
 from ipaddress import ip_address
 from typing import TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -28,7 +29,27 @@ class ServerSettings(BaseSettings):
     default_deadline_s: float = Field(
         60, gt=0, description="Deadline of a call that brings none; without one a lost caller holds its slot."
     )
+    otlp_endpoint: str = Field(
+        default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", ""),
+        validate_default=True,
+        description="http:// or https:// address of an OpenTelemetry collector (gRPC); empty traces nothing. Needs the extra `tracing`.",
+    )
+    trace_share: float = Field(
+        1.0, ge=0, le=1, description="Share of the calls that are traced where the caller has not decided; each traced call costs time."
+    )
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe line that is logged.")
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _can_trace(cls, value: str) -> str:
+        if value and not _is_installed("opentelemetry.exporter.otlp.proto.grpc"):
+            raise ValueError("tracing needs the extra `tracing`, which is not installed")
+        return value
+
+    @property
+    def service_name(self) -> str:
+        """As traces name the program: `hone-inference`."""
+        return f"hone_{self.model_config.get('env_prefix', '').lower().removeprefix('hone_')}".strip("_").replace("_", "-")
 
     @property
     def address(self) -> str:
@@ -56,6 +77,13 @@ def load(cls: type[S]) -> S:
         return settings
     print("\n".join(faults), file=sys.stderr)
     raise SystemExit(2)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # a package above it is missing
+        return False
 
 
 def _unknown_variables(cls: type[ServerSettings]) -> list[str]:

@@ -1,30 +1,20 @@
 """Remembered answers: a bounded layer in memory in front of the cache service."""
 
-import asyncio
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import structlog
 
-from services.inference.answer_key import decode, encode
+from services.inference.economics import Economics
 from services.inference.layout import Values
+from services.inference.shared_answers import SharedAnswers
 
 log = structlog.get_logger("hone.answers")
 
 _ENTRY_OVERHEAD_BYTES = 550  # of the mapping, one array's header and the key: 530 measured
 _LARGEST_ANSWER_BYTES = 1 << 20  # a row of a language model's logits would put out hundreds of others
-_CALL_KEYS = 1024  # the cache service's own limit for a call, unless it is set lower; a larger call would be refused whole
-_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
-
-
-class SharedCache(Protocol):
-    """The part of the cache client that is used here."""
-
-    async def get(self, namespace: str, keys: Sequence[bytes], *, timeout: float) -> list[bytes | None]: ...
-
-    async def put(self, namespace: str, entries: Mapping[bytes, bytes], *, ttl: float, timeout: float) -> object: ...
 
 
 class MemoryAnswers:
@@ -32,7 +22,7 @@ class MemoryAnswers:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[bytes, tuple[Values, int]] = OrderedDict()
+        self._entries: OrderedDict[bytes, tuple[Values, int, str]] = OrderedDict()
         self.bytes = 0
 
     def get(self, key: bytes) -> Values | None:
@@ -42,163 +32,121 @@ class MemoryAnswers:
         self._entries.move_to_end(key)
         return entry[0]
 
-    def put(self, key: bytes, outputs: Values) -> None:
+    def put(self, namespace: str, key: bytes, outputs: Values) -> None:
         """Keeps copies: a view would keep its whole batch alive."""
         size = sum(array.nbytes for array in outputs.values()) + _ENTRY_OVERHEAD_BYTES
         if size > self._max_bytes or key in self._entries:
             return
-        self._entries[key] = ({name: array.copy() for name, array in outputs.items()}, size)
+        self._entries[key] = ({name: array.copy() for name, array in outputs.items()}, size, namespace)
         self.bytes += size
         while self.bytes > self._max_bytes:
             self.bytes -= self._entries.popitem(last=False)[1][1]
 
-
-class SharedAnswers:
-    """The cache service as other replicas see it too.
-
-    Lookups that come while one is under way share the next call, and so do stores: one call in flight for each, so the
-    cost per row falls as the load grows. A cache that fails or is slow is left alone for a while, longer each time.
-    """
-
-    def __init__(
-        self, cache: SharedCache, *, timeout_s: float, ttl_s: float, max_pending: int = 4096, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._cache = cache
-        self._timeout_s = timeout_s
-        self._ttl_s = ttl_s
-        self._max_pending = max_pending
-        self._clock = clock
-        self._asked: dict[str, _Lot] = {}
-        self._stores: dict[str, dict[bytes, bytes]] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._pause_s = _SHORTEST_PAUSE_S
-        self._paused_until = 0.0
-
-    async def get(self, namespace: str, keys: Sequence[bytes]) -> Mapping[bytes, Values]:
-        """What is known of `keys`, within the time-out; a failing cache knows nothing."""
-        if self._clock() < self._paused_until:
-            return {}
-        lot = self._asked.setdefault(namespace, _Lot())
-        lot.keys.update(dict.fromkeys(keys))
-        self._start(f"get {namespace}", self._ask, namespace)
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                found = await asyncio.shield(lot.found)
-        except TimeoutError:
-            self._failed("time-out")
-            return {}
-        return {key: found[key] for key in keys if key in found}
-
-    def put(self, namespace: str, outputs: Mapping[bytes, Values]) -> None:
-        """Stores later, off the caller's path; dropped where too much waits already or the cache fails."""
-        if self._clock() < self._paused_until or sum(map(len, self._stores.values())) + len(outputs) > self._max_pending:
-            return
-        self._stores.setdefault(namespace, {}).update({key: encode(values) for key, values in outputs.items()})
-        self._start(f"put {namespace}", self._store, namespace)
-
-    async def close(self) -> None:
-        """Ends what is under way."""
-        for task in self._tasks.values():
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-
-    def _start(self, name: str, work: Callable[[str, str], Coroutine[None, None, None]], namespace: str) -> None:
-        if name not in self._tasks:
-            self._tasks[name] = asyncio.get_running_loop().create_task(work(name, namespace))
-
-    async def _ask(self, name: str, namespace: str) -> None:
-        try:
-            while (lot := self._asked.pop(namespace, None)) is not None:
-                found: dict[bytes, Values] = {}
-                for keys in _slices(list(lot.keys)):
-                    found |= await self._lookup(namespace, keys)
-                lot.answer(found)
-        finally:
-            del self._tasks[name]  # here, not in a callback: nobody may add a lot in between
-
-    async def _lookup(self, namespace: str, keys: Sequence[bytes]) -> Mapping[bytes, Values]:
-        try:
-            values = await self._cache.get(namespace, keys, timeout=self._timeout_s)
-            decoded = {key: decode(value) for key, value in zip(keys, values, strict=True) if value is not None}
-        except Exception as error:  # a cache outage is a miss, whatever it looks like
-            self._failed(repr(error))
-            return {}
-        self._pause_s = _SHORTEST_PAUSE_S
-        return {key: outputs for key, outputs in decoded.items() if outputs is not None}
-
-    async def _store(self, name: str, namespace: str) -> None:
-        try:
-            while entries := self._stores.pop(namespace, None):
-                for keys in _slices(list(entries)):
-                    await self._put(namespace, {key: entries[key] for key in keys})
-        finally:
-            del self._tasks[name]
-
-    async def _put(self, namespace: str, entries: Mapping[bytes, bytes]) -> None:
-        try:
-            await self._cache.put(namespace, entries, ttl=self._ttl_s, timeout=max(1.0, self._timeout_s))
-        except Exception as error:  # as above; the entries are lost, which a cache may
-            self._failed(repr(error))
-
-    def _failed(self, reason: str) -> None:
-        now = self._clock()
-        if now < self._paused_until:
-            return
-        self._paused_until = now + self._pause_s
-        log.warning("the cache does not answer; going on without it", reason=reason[:200], pause_s=self._pause_s)
-        self._pause_s = min(_LONGEST_PAUSE_S, self._pause_s * 2)
+    def drop(self, namespace: str) -> None:
+        """Forgets what was put under a namespace. Goes through all entries: an index would cost memory for each of them."""
+        for key in [key for key, entry in self._entries.items() if entry[2] == namespace]:
+            self.bytes -= self._entries.pop(key)[1]
 
 
-def _slices(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    return (keys[start : start + _CALL_KEYS] for start in range(0, len(keys), _CALL_KEYS))
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Whether each layer pays, for one version."""
 
-
-class _Lot:
-    """Keys of several callers that one call will ask for."""
-
-    def __init__(self) -> None:
-        self.keys: dict[bytes, None] = {}
-        self.found: asyncio.Future[Mapping[bytes, Values]] = asyncio.get_running_loop().create_future()
-
-    def answer(self, found: Mapping[bytes, Values]) -> None:
-        if not self.found.done():
-            self.found.set_result(found)
+    memory: Economics = field(default_factory=Economics)
+    shared: Economics = field(default_factory=Economics)
 
 
 class Answers:
-    """Memory first, then the cache service; either may be absent."""
+    """Memory first, then the cache service; either may be absent, and is left out where it costs a version more than it saves.
 
-    def __init__(self, memory: MemoryAnswers | None, shared: SharedAnswers | None) -> None:
+    `switched` is told of a layer and whether it is looked up from now on, for one more version.
+    """
+
+    def __init__(
+        self,
+        memory: MemoryAnswers | None,
+        shared: SharedAnswers | None,
+        *,
+        switched: Callable[[str, bool], None] = lambda layer, on: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._memory = memory
         self._shared = shared
+        self._switched = switched
+        self._clock = clock
+        self._ledgers: defaultdict[str, Ledger] = defaultdict(Ledger)
 
     @property
     def enabled(self) -> bool:
         return self._memory is not None or self._shared is not None
 
+    def ledger(self, namespace: str) -> Ledger:
+        """What a version's lookups cost and saved."""
+        return self._ledgers[namespace]
+
     async def get(self, namespace: str, keys: Sequence[bytes]) -> dict[bytes, Values]:
-        """What is known of `keys`."""
-        found: dict[bytes, Values] = {}
-        if self._memory is not None:
-            found = {key: outputs for key in keys if (outputs := self._memory.get(key)) is not None}
-        missing = [key for key in keys if key not in found]
-        if self._shared is not None and missing:
-            for key, outputs in (await self._shared.get(namespace, missing)).items():
-                found[key] = outputs
-                if self._memory is not None:
-                    self._memory.put(key, outputs)
+        """What is known of `keys`, in the layers that pay."""
+        ledger = self._ledgers[namespace]
+        found = self._recall(namespace, ledger.memory, keys)
+        if self._shared is not None and len(found) < len(keys):
+            missing = [key for key in keys if key not in found and ledger.shared.wants(key)]
+            if missing and not self._shared.paused:
+                found |= await self._ask(namespace, ledger, missing)
         return found
 
-    def put(self, namespace: str, outputs: Mapping[bytes, Values]) -> None:
-        """Remembers computed rows, very large ones left out."""
+    def _recall(self, namespace: str, economics: Economics, keys: Sequence[bytes]) -> dict[bytes, Values]:
+        if self._memory is None:
+            return {}
+        begun = self._clock()
+        wanted = keys if economics.on else [key for key in keys if economics.wants(key)]
+        if not wanted:
+            return {}
+        found = {key: outputs for key in wanted if (outputs := self._memory.get(key)) is not None}
+        self._account(namespace, "memory", economics, len(wanted), sum(key in found for key in wanted), begun)
+        return found
+
+    async def _ask(self, namespace: str, ledger: Ledger, keys: Sequence[bytes]) -> Mapping[bytes, Values]:
+        assert self._shared is not None  # noqa: S101 (the caller looked)
+        begun = self._clock()
+        found = await self._shared.get(namespace, keys)
+        self._account(namespace, "shared", ledger.shared, len(keys), sum(key in found for key in keys), begun)
+        for key, outputs in found.items():
+            self._keep(namespace, ledger.memory, key, outputs)
+        return found
+
+    def _account(self, namespace: str, layer: str, economics: Economics, rows: int, hits: int, begun: float) -> None:
+        now = self._clock()
+        if economics.looked_up(rows, hits, now - begun, now):
+            log.info("lookups of answers are switched", namespace=namespace, layer=layer, on=economics.on, reason=economics.reason)
+            self._switched(layer, economics.on)
+
+    def _keep(self, namespace: str, economics: Economics, key: bytes, outputs: Values) -> None:
+        if self._memory is not None and economics.wants(key):
+            self._memory.put(namespace, key, outputs)
+
+    def put(self, namespace: str, outputs: Mapping[bytes, Values], compute_s: float) -> None:
+        """Remembers rows that a call waited `compute_s` for, very large ones left out."""
+        if not outputs:
+            return
+        ledger = self._ledgers[namespace]
+        ledger.memory.computed(len(outputs), compute_s)
+        ledger.shared.computed(len(outputs), compute_s)
         outputs = {
             key: values for key, values in outputs.items() if sum(array.nbytes for array in values.values()) <= _LARGEST_ANSWER_BYTES
         }
+        for key, values in outputs.items():
+            self._keep(namespace, ledger.memory, key, values)
+        if self._shared is not None and (stored := {key: values for key, values in outputs.items() if ledger.shared.wants(key)}):
+            self._shared.put(namespace, stored)
+
+    def drop(self, namespace: str) -> None:
+        """Forgets a version that is gone for good; the cache service's copies expire."""
+        ledger = self._ledgers.pop(namespace, Ledger())
+        for layer, economics in (("memory", ledger.memory), ("shared", ledger.shared)):
+            if not economics.on:
+                self._switched(layer, True)
         if self._memory is not None:
-            for key, values in outputs.items():
-                self._memory.put(key, values)
-        if self._shared is not None:
-            self._shared.put(namespace, outputs)
+            self._memory.drop(namespace)
 
     async def close(self) -> None:
         if self._shared is not None:

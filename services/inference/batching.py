@@ -1,24 +1,23 @@
 """Which rows run together, as a pure decision: no clock, no loop, no tensor.
 
 Rows wait sorted by length. When the engine has room, `poll` picks the window of neighbouring lengths that finishes
-the most tokens per predicted second; a row past the age cap, or of a higher priority than others, must be in the
-batch. First-come order is the same code with every window but the oldest rows' taken away.
+the most tokens per predicted second, of the highest priority that waits; a row past the age cap must be in the batch.
+First-come order and fixed buckets of lengths are other policies of the same queue, there to be compared with.
 """
 
 import math
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
 from enum import StrEnum
-from heapq import heapify, heappop, heappush
-from itertools import accumulate, count
-from typing import Generic, TypeVar
+from itertools import count
+from typing import Generic, Protocol
+
+from services.inference.lanes import Line, R, Ranking
+from services.inference.windows import Room, compose, first_come
 
 MAX_PRIORITY = 9
-
-# An allowance for what handing a batch over and answering its callers take beside the backend's run, which is all that the
-# service time sees: of windows that are about as good the larger one is taken.
-AROUND_S = 0.001
 
 
 class QueueFull(Exception):
@@ -34,9 +33,24 @@ class Reason(StrEnum):
     SPLIT = "split"  # more fitted, but running them apart wastes less padding
 
 
+class Forecast(Protocol):
+    """What is known about the time that batches take."""
+
+    @property
+    def sure_share(self) -> float:
+        """Of a predicted time, the share that a batch is sure to take; 0 while too little is known to refuse work by it."""
+
+    def predict(self, rows: int, longest: int) -> float:
+        """Seconds for a batch of `rows` padded to `longest` tokens; of more rows, no more for each."""
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Bounds of a batch and of the queue. Tokens are padded tokens: rows times the longest."""
+    """Bounds of a batch and of the queue. Tokens are padded tokens: rows times the longest.
+
+    `length_aware` off is first-come order. With `buckets`, ascending upper bounds of lengths, rows of different buckets
+    never share a batch; what is longer than the last shares one more bucket.
+    """
 
     max_rows: int = 32
     max_tokens: int = 4096
@@ -44,30 +58,18 @@ class Policy:
     queue_rows: int = 1024
     queue_tokens: int = 1 << 17
     length_aware: bool = True
+    buckets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_tokens", "max_age_s", "queue_rows", "queue_tokens"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive")
+        if any(bound <= 0 for bound in self.buckets) or list(self.buckets) != sorted(set(self.buckets)):
+            raise ValueError("buckets must be positive and ascending")
 
     def fitting_rows(self, longest: int) -> int:
         """Rows of this padded length that fit in a batch; at least one, since a row over the budget must run alone."""
         return max(1, min(self.max_rows, self.max_tokens // longest))
-
-
-@dataclass(slots=True, eq=False)
-class Row:
-    """One row waiting. Rows of different `key` never share a batch. `deadline` is on the caller's clock."""
-
-    key: Hashable
-    length: int
-    priority: int = 0
-    deadline: float = math.inf
-    arrived: float = 0.0
-    order: int = field(default=0, repr=False)  # set by the batcher; ties are broken by arrival
-
-
-R = TypeVar("R", bound=Row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,31 +86,51 @@ class Batch(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Decision(Generic[R]):
-    """What to do now. `expired` rows passed their deadline waiting and are out of the queue."""
+    """What to do now. `expired` rows passed their deadline waiting, or would have before their answer; they are out of the queue."""
 
     batch: Batch[R] | None
     expired: tuple[R, ...] = ()
 
 
 class Batcher(Generic[R]):
-    """Holds what waits. `seconds(rows, longest)` predicts a batch's duration."""
+    """Holds what waits.
 
-    def __init__(self, policy: Policy, seconds: Callable[[int, int], float]) -> None:
+    Its promises, whatever the order of calls: a row that entered is returned once, by `discard`, in a batch or as expired.
+    Rows of different keys never share a batch, and one passes its budget only if it is a single row. Of one key, equal lengths
+    and equal priority run in order of arrival. While a row is past the age cap, the oldest is in every batch. Else a batch
+    holds rows of the highest priority waiting, and lower ones take no place that those could have used. No row is returned in a
+    batch that is sure to end after its deadline.
+    """
+
+    def __init__(self, policy: Policy, forecast: Forecast) -> None:
         self.policy = policy
-        self._seconds = seconds
-        self._lines: dict[Hashable, _Line[R]] = {}
-        self._where: dict[R, _Line[R]] = {}
-        self._deadlines: list[tuple[float, int, R]] = []
+        self._forecast = forecast
+        self._lines: dict[tuple[Hashable, int], Line[R]] = {}
+        # By arrival. A plain dict looks for its first item past all those that were deleted.
+        self._waiting: OrderedDict[R, Line[R]] = OrderedDict()
+        self._soonest: Ranking[R] = Ranking(lambda row: row.deadline)
+        self._urgent: Ranking[R] = Ranking(lambda row: -row.priority)
         self._orders = count(1)
         self._tokens = 0
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self._waiting)
 
     @property
     def tokens(self) -> int:
         """Real tokens waiting."""
         return self._tokens
+
+    @property
+    def soonest_deadline(self) -> float:
+        """Of the rows waiting, on the caller's clock; infinite where none has one."""
+        row = self._soonest.first(self._waiting)
+        return row.deadline if row is not None else math.inf
+
+    def ahead_of(self, priority: int) -> tuple[int, int]:
+        """Rows and real tokens waiting that are no less urgent than a newcomer of this priority."""
+        lanes = [lane for line in self._lines.values() for known, lane in line.lanes.items() if known >= priority]
+        return sum(len(lane.rows) for lane in lanes), sum(lane.tokens for lane in lanes)
 
     def add(self, row: R, now: float) -> None:
         """Queues a row. Raises QueueFull; the queue is then as before."""
@@ -118,190 +140,94 @@ class Batcher(Generic[R]):
     def enter(self, row: R, now: float) -> None:
         """Queues a row that `admit` has let in already, with the others of its request."""
         row.arrived, row.order = now, next(self._orders)
-        line = self._lines.setdefault(row.key, _Line())
+        line = self._lines.setdefault(self._line_of(row), Line())
+        self._waiting[row] = line
         line.add(row)
-        self._where[row] = line
         self._tokens += row.length
+        self._urgent.push(row)
         if row.deadline < math.inf:
-            heappush(self._deadlines, (row.deadline, row.order, row))
+            self._soonest.push(row)
 
     def admit(self, rows: int, tokens: int) -> None:
         """Raises QueueFull where that many more would not fit, so that a request is taken whole or not at all."""
         policy = self.policy
-        if len(self._where) + rows > policy.queue_rows:
-            raise QueueFull(f"{len(self._where)} rows wait, the limit is {policy.queue_rows}")
-        if self._tokens + tokens > policy.queue_tokens and self._where:
-            raise QueueFull(f"{self._tokens} tokens wait, the limit is {policy.queue_tokens}")
+        if len(self) + rows > policy.queue_rows:
+            raise QueueFull(f"{len(self)} rows wait, the limit is {policy.queue_rows}")
+        if self.tokens + tokens > policy.queue_tokens and self._waiting:
+            raise QueueFull(f"{self.tokens} tokens wait, the limit is {policy.queue_tokens}")
 
     def discard(self, row: R) -> bool:
         """Takes a row out; False when it is not waiting (any more)."""
-        line = self._where.pop(row, None)
+        line = self._waiting.pop(row, None)
         if line is None:
             return False
         line.remove(row)
         self._tokens -= row.length
-        if not line.rows:
-            del self._lines[row.key]
-        if len(self._deadlines) > 2 * len(self._where) + 64:  # rows that ran long before their deadline
-            self._deadlines = [(waiting.deadline, waiting.order, waiting) for waiting in self._where if waiting.deadline < math.inf]
-            heapify(self._deadlines)
+        if not len(line):
+            del self._lines[self._line_of(row)]
+        self._soonest.tidy(self._waiting)
+        self._urgent.tidy(self._waiting)
         return True
 
     def promote(self, row: R, priority: int) -> None:
         """Makes a waiting row as urgent as `priority`, if it is less so; its place in time stays."""
-        line = self._where.get(row)
+        line = self._waiting.get(row)
         if line is not None and priority > row.priority:
             line.remove(row)
             row.priority = priority
             line.add(row)
+            self._urgent.push(row)
 
-    def poll(self, now: float, *, only_full: bool = False, sharers: int = 1) -> Decision[R]:
+    def poll(self, now: float, *, begins: float | None = None, only_full: bool = False, sharers: int = 1) -> Decision[R]:
         """Decides what runs next.
 
-        `only_full`: the engine is still busy and would prepare a batch ahead, which is worth it only where waiting
-        cannot make the batch better. `sharers`: how many instances are idle; each is left its share of what waits.
+        `begins`: when the batch is predicted to begin, if not now. `only_full`: the engine is still busy and would prepare a
+        batch ahead, which is worth it only where waiting cannot make the batch better. `sharers`: how many instances are idle;
+        each is left its share of what waits.
         """
-        expired = tuple(self._expire(now))
-        line, lead, forced = self._most_urgent(now)
-        if line is None or lead is None:
-            return Decision(None, expired)
-        share = math.ceil(len(line.rows) / sharers)
-        start, stop, reason = self._window(line, lead, forced, now, share)
-        if only_full and reason in (Reason.READY, Reason.SPLIT):
-            return Decision(None, expired)
-        rows = tuple(line.rows[start:stop])
-        for row in rows:
-            self.discard(row)
-        return Decision(Batch(rows, reason), expired)
-
-    def _expire(self, now: float) -> Iterator[R]:
-        while self._deadlines and self._deadlines[0][0] <= now:
-            row = heappop(self._deadlines)[2]
-            if row in self._where:
-                if row.deadline > now:  # a later caller joined it and waits longer
-                    heappush(self._deadlines, (row.deadline, row.order, row))
-                    continue
+        late = self.expire(now)
+        while (batch := self._best(now, sharers)) is not None:
+            if only_full and batch.reason in (Reason.READY, Reason.SPLIT):
+                return Decision(None, tuple(late))
+            missed = self._missed(batch, max(now, begins or now))
+            for row in missed or batch.rows:
                 self.discard(row)
-                yield row
+            if not missed:
+                break
+            late += missed
+        return Decision(batch, tuple(late))
 
-    def _most_urgent(self, now: float) -> tuple["_Line[R] | None", R | None, bool]:
-        """The line to serve, the row that leads it, and whether that row must be in the batch."""
-        oldest = [line.oldest for line in self._lines.values()]
-        if not oldest:
-            return None, None, False
-        first = min(oldest, key=lambda row: row.order)
-        if now - first.arrived >= self.policy.max_age_s:
-            return self._lines[first.key], first, True
-        urgent = min((line.most_urgent for line in self._lines.values()), key=_urgency)
-        line = self._lines[urgent.key]
-        return line, urgent, line.has_several_priorities
+    def expire(self, now: float) -> list[R]:
+        """Takes the rows out whose deadline has passed."""
+        expired: list[R] = []
+        while (row := self._soonest.first(self._waiting)) is not None and row.deadline <= now:
+            self.discard(row)
+            expired.append(row)
+        return expired
 
-    def _window(self, line: "_Line[R]", lead: R, forced: bool, now: float, share: int) -> tuple[int, int, Reason]:
-        if not self.policy.length_aware:
-            return self._first_come(line, lead, share)
-        rows, policy = line.rows, self.policy
-        must = line.index(lead) if forced else None
-        weights = [0.0, *accumulate(float(row.length) for row in rows)]
-        best, best_score = (0, 1), -1.0
-        for stop in self._ends(line, must, share):
-            longest = rows[stop - 1].length
-            most = min(stop, share, policy.fitting_rows(longest))
-            for size in _sizes(most, stop - must if must is not None else 1):
-                score = (weights[stop] - weights[stop - size]) / (AROUND_S + self._seconds(size, longest))
-                if score > best_score:
-                    best, best_score = (stop - size, stop), score
-        start, stop = best
-        overdue = now - lead.arrived >= policy.max_age_s
-        return start, stop, self._reason(len(rows), start, stop, rows[stop - 1].length, overdue=overdue)
+    def _missed(self, batch: Batch[R], begins: float) -> list[R]:
+        """Rows that are sure to be late in this batch. Run all the same, they would make others late as well, and so on."""
+        ends = begins + self._forecast.sure_share * self._forecast.predict(len(batch.rows), batch.longest)
+        return [row for row in batch.rows if row.deadline < ends]
 
-    def _ends(self, line: "_Line[R]", must: int | None, share: int) -> Iterator[int]:
-        """Where a window may end: after the last row of each length, from the forced row on while it still fits."""
-        rows = line.rows
-        stop = len(rows)
-        while stop > 0 and (must is None or stop > must):
-            longest = rows[stop - 1].length
-            most = min(share, self.policy.fitting_rows(longest))
-            if must is None or stop - must <= most:
-                yield stop
-            elif rows[must].length == longest:  # more rows of one length than fit: end where the forced row is the first
-                yield must + most
-                return
-            stop = bisect_left(rows, longest, 0, stop, key=lambda row: row.length)
+    def _best(self, now: float, sharers: int) -> Batch[R] | None:
+        oldest, urgent = next(iter(self._waiting), None), self._urgent.first(self._waiting)
+        if oldest is None or urgent is None:
+            return None
+        must = oldest if now - oldest.arrived >= self.policy.max_age_s else None
+        line = self._waiting[must or urgent]
+        share = math.ceil(len(line) / sharers)
+        room = Room(lambda longest: min(share, self.policy.fitting_rows(longest)), self._forecast.predict)
+        rows = (compose if self.policy.length_aware else first_come)(line, must, room)
+        rows.sort(key=lambda row: row.length)
+        return Batch(tuple(rows), self._reason(line, rows, overdue=must is not None))
 
-    def _reason(self, waiting: int, start: int, stop: int, longest: int, *, overdue: bool) -> Reason:
+    def _reason(self, line: Line[R], rows: list[R], *, overdue: bool) -> Reason:
         if overdue:
             return Reason.OVERDUE
-        if stop - start >= self.policy.fitting_rows(longest):
+        if len(rows) >= self.policy.fitting_rows(rows[-1].length):
             return Reason.FULL
-        return Reason.READY if stop - start == waiting else Reason.SPLIT
+        return Reason.READY if len(rows) == len(line) else Reason.SPLIT
 
-    def _first_come(self, line: "_Line[R]", lead: R, share: int) -> tuple[int, int, Reason]:
-        """The oldest rows, as many as fit; they are moved to the front of the line so that they are one window."""
-        chosen: list[R] = []
-        longest = 0
-        for row in sorted(line.rows, key=lambda row: (row is not lead, *_urgency(row))):
-            longest = max(longest, row.length)
-            if chosen and len(chosen) >= min(share, self.policy.fitting_rows(longest)):
-                break
-            chosen.append(row)
-        waiting = len(line.rows)
-        line.front(chosen)
-        full = len(chosen) < waiting or len(chosen) >= self.policy.max_rows
-        return 0, len(chosen), Reason.FULL if full else Reason.READY
-
-
-class _Line(Generic[R]):
-    """The rows of one key, shortest first."""
-
-    def __init__(self) -> None:
-        self.rows: list[R] = []
-        self._priorities: dict[int, int] = {}
-
-    @property
-    def oldest(self) -> R:
-        return min(self.rows, key=lambda row: row.order)
-
-    @property
-    def most_urgent(self) -> R:
-        return min(self.rows, key=_urgency)
-
-    @property
-    def has_several_priorities(self) -> bool:
-        return len(self._priorities) > 1
-
-    def add(self, row: R) -> None:
-        insort(self.rows, row, key=_by_length)
-        self._priorities[row.priority] = self._priorities.get(row.priority, 0) + 1
-
-    def remove(self, row: R) -> None:
-        del self.rows[self.index(row)]
-        self._priorities[row.priority] -= 1
-        if not self._priorities[row.priority]:
-            del self._priorities[row.priority]
-
-    def index(self, row: R) -> int:
-        at = bisect_right(self.rows, _by_length(row), key=_by_length) - 1
-        return at if at >= 0 and self.rows[at] is row else self.rows.index(row)
-
-    def front(self, chosen: list[R]) -> None:
-        taken = set(chosen)
-        self.rows = sorted(chosen, key=_by_length) + [row for row in self.rows if row not in taken]
-
-
-def _sizes(most: int, least: int) -> Iterator[int]:
-    """Window sizes worth comparing: the largest, and halves of it down to the least."""
-    size = most
-    while size > least:
-        yield size
-        size = max(least, size // 2)
-    if most >= least:
-        yield least
-
-
-def _by_length(row: Row) -> tuple[int, int]:
-    """Of equal lengths the newest first: a window that cuts through them on its left then holds the oldest."""
-    return row.length, -row.order
-
-
-def _urgency(row: Row) -> tuple[int, int]:
-    return -row.priority, row.order
+    def _line_of(self, row: R) -> tuple[Hashable, int]:
+        return row.key, bisect_left(self.policy.buckets, row.length)

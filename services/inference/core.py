@@ -3,20 +3,27 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from services.backends import Array
+from services.chassis import tracing
 from services.chassis.faults import InvalidField, WrongState
 from services.inference.answer_key import answer_key
-from services.inference.answers import Answers
+from services.inference.answers import Answers, Ledger
 from services.inference.engine import Engine
 from services.inference.layout import Values, per_token_outputs, stack
 from services.inference.models import Models
 from services.inference.rows import IDS, tensor_rows
 from services.inference.served import ServedVersion
+from services.inference.statistics import CallTimes
 from services.inference.tickets import Item, RowAnswer
+from services.inference.traffic.shadow import Outputs, Shadows
+from services.inference.traffic.splits import Route
 from services.repository.manifest import Signature, Task
 
+MAX_STICKY_CHARS = 256
+LOWEST_PRIORITY = -1  # below every caller's
 _CALLS = {Task.EMBEDDING: "Embed", Task.CLASSIFICATION: "Classify"}
 
 
@@ -33,7 +40,10 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Where an answer came from and where its time went; see the contract's message of the same name."""
+    """Where an answer came from and where its time went; see the contract's message of the same name.
+
+    `variant` is the arm where the channel's calls are split, by the split's `revision`, else the channel.
+    """
 
     model: str
     version: int
@@ -44,6 +54,8 @@ class Served:
     queue_ns: int
     tokenization_ns: int
     compute_ns: int
+    channel: str = ""
+    revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +68,17 @@ class Result:
 
 
 class Core:
-    """Knows the models and the remembered answers; knows no wire."""
+    """Knows the models and the remembered answers; knows no wire. Without `shadows` no call is copied."""
 
-    def __init__(self, models: Models, answers: Answers, max_rows: int) -> None:
+    def __init__(self, models: Models, answers: Answers, max_rows: int, shadows: Shadows | None = None) -> None:
         self._models = models
         self._answers = answers
         self._max_rows = max_rows
+        self._shadows = shadows if shadows is not None else Shadows(models, 0)
+
+    def ledger(self, served: ServedVersion) -> Ledger:
+        """What looking up a version's answers cost and saved."""
+        return self._answers.ledger(served.namespace)
 
     async def run_texts(
         self, reference: str, task: Task | None, texts: Sequence[str], options: Options, outputs: Sequence[str] = ()
@@ -70,7 +87,18 @@ class Core:
 
         Raises the faults that the contract lists.
         """
-        served, variant = self._models.find(reference)
+        route = self._route(reference, options)
+        with route.counted(options.deadline):
+            result = await self._run_texts(route, task, texts, options, outputs)
+        if route.live is not None:
+            self._shadows.offer(route, result.outputs, partial(self._copy_texts, texts, options, outputs))
+        return result
+
+    async def _copy_texts(self, texts: Sequence[str], options: Options, outputs: Sequence[str], reference: str, deadline: float) -> Outputs:
+        return (await self.run_texts(reference, None, texts, _of_copy(options, deadline), outputs)).outputs
+
+    async def _run_texts(self, route: Route, task: Task | None, texts: Sequence[str], options: Options, outputs: Sequence[str]) -> Result:
+        served, channel = await self._models.ready(route.reference, options.deadline)
         found = served.signature.task
         if (task or found) is not found or not found.takes_text:
             right = _CALLS.get(found, "Predict")
@@ -80,23 +108,43 @@ class Core:
         with served.lend() as engine:
             begun = time.monotonic_ns()
             assert served.encoder is not None  # noqa: S101 (text tasks have one)
-            ids = await served.encoder.encode(texts, truncate=options.truncate)
+            with tracing.span("tokenize", {"hone.rows": len(texts)}):
+                ids = await served.encoder.encode(texts, truncate=options.truncate)
             tokenization_ns = time.monotonic_ns() - begun
             engine.statistics.tokenization_ns += tokenization_ns
+            engine.metrics.tokenization_seconds.observe(tokenization_ns / 1e9)
             return await self._run(
-                served, variant, engine, [{IDS: row} for row in ids], wanted, options, tokenization_ns, max(map(len, ids))
+                served, channel, route, engine, [{IDS: row} for row in ids], wanted, options, tokenization_ns, max(map(len, ids))
             )
 
     async def run_tensors(self, reference: str, inputs: Mapping[str, Array], outputs: Sequence[str], options: Options) -> Result:
         """Answers named tensors [rows, …]. Raises the faults that the contract lists."""
-        served, variant = self._models.find(reference)
+        route = self._route(reference, options)
+        with route.counted(options.deadline):
+            result = await self._run_tensors(route, inputs, outputs, options)
+        if route.live is not None:
+            self._shadows.offer(route, result.outputs, partial(self._copy_tensors, inputs, options, outputs))
+        return result
+
+    async def _copy_tensors(
+        self, inputs: Mapping[str, Array], options: Options, outputs: Sequence[str], reference: str, deadline: float
+    ) -> Outputs:
+        return (await self.run_tensors(reference, inputs, outputs, _of_copy(options, deadline))).outputs
+
+    def _route(self, reference: str, options: Options) -> Route:
+        if len(options.sticky_key) > MAX_STICKY_CHARS:
+            raise InvalidField("options.sticky_key", f"has {len(options.sticky_key)} characters, at most {MAX_STICKY_CHARS} are allowed")
+        return self._models.splits.route(reference, options.sticky_key)
+
+    async def _run_tensors(self, route: Route, inputs: Mapping[str, Array], outputs: Sequence[str], options: Options) -> Result:
+        served, channel = await self._models.ready(route.reference, options.deadline)
         wanted = _wanted(served.signature, outputs)
         vocabulary = served.encoder.vocabulary_size if served.encoder is not None else 0
         rows = tensor_rows(served.signature, inputs, vocabulary)
         self._check_rows("inputs", len(rows))
         with served.lend() as engine:
             tokens = inputs[IDS].shape[1] if served.signature.task.takes_text else 0
-            return await self._run(served, variant, engine, rows, wanted, options, 0, tokens)
+            return await self._run(served, channel, route, engine, rows, wanted, options, 0, tokens)
 
     def _check_rows(self, field: str, rows: int) -> None:
         if not 0 < rows <= self._max_rows:
@@ -105,7 +153,8 @@ class Core:
     async def _run(
         self,
         served: ServedVersion,
-        variant: str,
+        channel: str,
+        route: Route,
         engine: Engine,
         rows: Sequence[Values],
         outputs: tuple[str, ...],
@@ -114,18 +163,24 @@ class Core:
         padded_tokens: int = 0,
     ) -> Result:
         """`padded_tokens` is the length of the request's rows, which answers per token have too."""
+        variant = route.arm or channel
+        tracing.note({"hone.model": served.manifest.name, "hone.version": served.manifest.version, "hone.variant": variant})
         counted = engine.statistics
         counted.requests += 1
         counted.rows += len(rows)
+        begun = time.monotonic_ns() - tokenization_ns
         try:
-            answers = await self._answer(served, engine, rows, outputs, options)
+            with engine.variants.running_call(variant, options.deadline):
+                answers = await self._answer(served, engine, rows, outputs, options)
         except Exception:
             counted.failed_requests += 1
+            engine.times.failed(time.monotonic_ns() - begun)
             raise
+        computed = time.monotonic_ns()
         cached = sum(answer.batch_rows == 0 for answer in answers)
         engine.count_cached(cached)
         per_token = per_token_outputs(served.signature)
-        return Result(
+        result = Result(
             {name: stack([answer.outputs[name] for answer in answers], padded_tokens if name in per_token else 0) for name in outputs},
             Served(
                 model=served.manifest.name,
@@ -137,9 +192,14 @@ class Core:
                 queue_ns=max(answer.queue_ns for answer in answers),
                 tokenization_ns=tokenization_ns,
                 compute_ns=max(answer.compute_ns for answer in answers),
+                channel=route.channel or channel,
+                revision=route.revision,
             ),
             served.signature.labels,
         )
+        _count(engine.times, result.served, begun, computed, remembered=cached == len(rows))
+        engine.variants.answered(variant, (time.monotonic_ns() - begun) / 1e9, len(rows), cached)
+        return result
 
     async def _answer(
         self, served: ServedVersion, engine: Engine, rows: Sequence[Values], outputs: tuple[str, ...], options: Options
@@ -147,15 +207,32 @@ class Core:
         """Each row's answer: remembered, or computed once however many ask."""
         if options.bypass_cache or not self._answers.enabled:
             return await engine.submit([Item(row, outputs) for row in rows], options.priority, options.deadline).answers()
-        keys = [answer_key(served.manifest.digest, row, outputs) for row in rows]
-        known = await self._answers.get(served.namespace, keys)
+        keys = [answer_key(served.digest, row, outputs) for row in rows]
+        begun = time.monotonic_ns()
+        with tracing.span("cache lookup", {"hone.rows": len(keys)}):
+            known = await self._answers.get(served.namespace, keys)
         missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in known}
+        lookup_ns = time.monotonic_ns() - begun
+        engine.times.looked_up(lookup_ns, knew_all=not missing)
+        engine.metrics.lookup_seconds.observe(lookup_ns / 1e9)
         computed: dict[bytes, RowAnswer] = {}
         if missing:
             ticket = engine.submit([Item(row, outputs, key) for key, row in missing.items()], options.priority, options.deadline)
             computed = dict(zip(missing, await ticket.answers(), strict=True))
-            self._answers.put(served.namespace, {key: answer.outputs for key, answer in computed.items()})
+            compute_s = max(answer.compute_ns for answer in computed.values()) / 1e9
+            self._answers.put(served.namespace, {key: answer.outputs for key, answer in computed.items()}, compute_s)
         return [computed[key] if key in computed else RowAnswer(known[key], 0, 0, 0) for key in keys]
+
+
+def _count(times: CallTimes, served: Served, begun: int, computed: int, *, remembered: bool) -> None:
+    """`begun` and `computed` are when the call came and when its rows had run."""
+    now = time.monotonic_ns()
+    times.answered(now - begun, served.queue_ns, served.tokenization_ns, served.compute_ns, now - computed, remembered=remembered)
+
+
+def _of_copy(options: Options, deadline: float) -> Options:
+    """A copy measures its version, not the cache, and waits behind every caller's rows."""
+    return replace(options, bypass_cache=True, priority=LOWEST_PRIORITY, deadline=deadline, sticky_key="")
 
 
 def _wanted(signature: Signature, outputs: Sequence[str]) -> tuple[str, ...]:

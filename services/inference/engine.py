@@ -1,52 +1,28 @@
 """One served version: a batcher, instances that run batches, and the one loop that joins them.
 
-Everything but the backend's run happens on the event loop's thread. Each instance is one thread; it holds at most one
-batch running and one prepared, so that it goes on while the loop is busy answering.
+Everything but the backend's run happens on the event loop's thread. Each instance holds at most one batch running and one
+prepared, so that it goes on while the loop is busy answering.
 """
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import structlog
-
-from services.backends import Backend, BackendError, RunError
+from services.backends import Backend
 from services.chassis.faults import DeadlineMissed, Overloaded, Unavailable
+from services.inference.admission import Work, finish_s, misses, run_s
 from services.inference.batching import Batch, Batcher, Policy, QueueFull
-from services.inference.layout import Layout, Values
-from services.inference.metrics import Metrics
+from services.inference.instance import Instance, Loss, Ran
+from services.inference.instances import Care, Instances
+from services.inference.layout import Layout
+from services.inference.metrics import Metrics, VersionMetrics
 from services.inference.service_time import ServiceTime
-from services.inference.statistics import Statistics
+from services.inference.spans import trace_batch
+from services.inference.statistics import CallTimes, Statistics
 from services.inference.tickets import Item, QueuedRow, RowAnswer, Ticket
-
-log = structlog.get_logger("hone.engine")
-
-PREPARE_SHARE = 0.25  # of a batch's predicted time before its end, the next one is prepared
-PREPARE_LEAST_S = 0.002
-
-
-@dataclass(frozen=True, slots=True)
-class _Ran:
-    """A batch that has run: its rows' answers, those dropped before left out."""
-
-    answers: Mapping[QueuedRow, Values | Exception]
-    begun: float
-    ended: float
-    predicted_s: float
-
-    @property
-    def compute_ns(self) -> int:
-        return round((self.ended - self.begun) * 1e9)
-
-
-@dataclass(slots=True)
-class _Instance:
-    thread: ThreadPoolExecutor
-    pending: int = 0
-    free_at: float = 0.0  # predicted end of what it was handed
-    prepare_at: float = 0.0  # from then on a batch that is not full is worth preparing
+from services.inference.variants import Variants
 
 
 class Engine:
@@ -54,74 +30,95 @@ class Engine:
 
     def __init__(
         self,
-        backend: Backend,
+        backends: Sequence[Backend],
         layout: Layout,
         policy: Policy,
         *,
-        instances: int,
         name: str,
         version: int,
         metrics: Metrics,
         service_time: ServiceTime | None = None,
         clock: Callable[[], float] = time.monotonic,
+        care: Care | None = None,
     ) -> None:
+        """A backend for each instance; closing one must harm no other."""
         self.statistics = Statistics()
+        self.times = CallTimes()
+        self.variants = Variants()
         self.service_time = service_time or ServiceTime()
-        self._backend = backend
         self._layout = layout
-        self._batcher: Batcher[QueuedRow] = Batcher(policy, self.service_time.predict)
+        self._batcher: Batcher[QueuedRow] = Batcher(policy, self.service_time)
         self._flights: dict[bytes, QueuedRow] = {}
-        self._instances = [_Instance(ThreadPoolExecutor(1, f"{name}@{version}-{i}")) for i in range(instances)]
-        self._metrics = metrics.of(name, version)
         self._clock = clock
+        self._instances = Instances(
+            backends,
+            layout,
+            care or Care(),
+            name=f"{name}@{version}",
+            clock=clock,
+            ended=self._finished,
+            lost=self._lost,
+            back=self._schedule_poll,
+        )
+        self._returned: deque[Batch[QueuedRow]] = deque()  # prepared for an instance that was lost before it ran them
         self._loop = asyncio.get_running_loop()
         self._poll_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._draining = False
         self._idle = asyncio.Event()
-        self._idle.set()
+        self._metrics = metrics.of(name, version, self)  # last: it may be read at once, from another thread
 
     @property
     def queued_rows(self) -> int:
         return len(self._batcher)
+
+    @property
+    def queued_tokens(self) -> int:
+        """Padding not counted."""
+        return self._batcher.tokens
+
+    @property
+    def metrics(self) -> VersionMetrics:
+        """For what is measured of a version outside of its engine."""
+        return self._metrics
 
     def submit(self, items: Sequence[Item], priority: int, deadline: float) -> Ticket:
         """Queues a call's rows, all or none; `deadline` is on the engine's clock.
 
         Raises:
             Overloaded: the queue is full.
-            Unavailable: the version is draining.
+            Unavailable: the version is draining, or has no instance at the moment.
         """
         if self._draining:
             raise Unavailable("the version is draining")
+        if not self._instances.live:
+            raise self._no_instance()
         rows = [self._row(item, priority, deadline) for item in items]
         self._admit(rows)
         ticket = Ticket(len(rows), self._abandon)
         now = self._clock()
         for index, row in enumerate(rows):
             self._enter(row, ticket, index, now)
-        self._idle.clear()
         self._schedule_poll()
         return ticket
 
     async def drain(self) -> None:
         """Takes no more rows and returns when those taken are answered."""
         self._draining = True
+        self._check_idle()
         await self._idle.wait()
 
     async def close(self) -> None:
-        """Fails what still waits, lets running batches end, and frees the weights."""
+        """Fails what still waits, lets running batches end unless they hang, and frees the weights."""
         self._draining = True
+        self._metrics.forget()
         if self._timer is not None:
             self._timer.cancel()
         for row in self._take_everything():
             self._fail(row, Unavailable("the version was unloaded"))
-        await asyncio.to_thread(self._end_threads)
-
-    def _end_threads(self) -> None:
-        for instance in self._instances:
-            instance.thread.shutdown(wait=True)
-        self._backend.close()
+        for handed in await self._instances.close():
+            for row in handed.batch.rows:
+                self._fail(row, Unavailable("the version was unloaded"))
 
     # Taking rows in and out
 
@@ -131,11 +128,24 @@ class Engine:
 
     def _admit(self, rows: Iterable[QueuedRow]) -> None:
         fresh = [row for row in rows if row.flight is None or row.flight not in self._flights]
+        own = Work(len(fresh), sum(row.length for row in fresh))
         try:
-            self._batcher.admit(len(fresh), sum(row.length for row in fresh))
+            self._batcher.admit(own.rows, own.tokens)
+            if fresh and fresh[0].deadline < math.inf:
+                self._check_deadline(own, fresh[0].priority, fresh[0].deadline)
         except QueueFull as error:
             self.statistics.refused_requests += 1
             raise Overloaded(f"the queue is full: {error}", self._backlog_s()) from None
+        except DeadlineMissed:
+            self.statistics.refused_requests += 1
+            raise
+
+    def _check_deadline(self, own: Work, priority: int, deadline: float) -> None:
+        now, forecast = self._clock(), self.service_time
+        free_s = [instance.free_at - now for instance in self._instances.live]
+        finish = finish_s(free_s, Work(*self._batcher.ahead_of(priority)), own, self._batcher.policy, forecast)
+        if misses(finish, deadline - now, forecast):
+            raise DeadlineMissed(f"would finish in about {finish * 1e3:.0f} ms, the deadline is in {(deadline - now) * 1e3:.0f} ms")
 
     def _enter(self, row: QueuedRow, ticket: Ticket, index: int, now: float) -> None:
         twin = self._flights.get(row.flight) if row.flight is not None else None
@@ -168,14 +178,14 @@ class Engine:
         while (decision := self._batcher.poll(self._clock())).batch is not None or decision.expired:
             taken += decision.expired
             taken += decision.batch.rows if decision.batch is not None else ()
+        taken += [row for batch in self._returned for row in batch.rows]
+        self._returned.clear()
         return taken
 
     def _backlog_s(self) -> float:
         """When the rows waiting now will about have run."""
-        rows = max(1, len(self._batcher))
-        batch = self._batcher.policy.fitting_rows(max(1, self._batcher.tokens // rows))
-        seconds = self.service_time.predict(batch, self._batcher.tokens // rows) * rows / batch
-        return max(0.001, seconds / len(self._instances))
+        seconds = run_s(Work(len(self._batcher), self._batcher.tokens), self._batcher.policy, self.service_time)
+        return max(0.001, seconds / max(1, len(self._instances.live)))
 
     # The loop
 
@@ -188,74 +198,61 @@ class Engine:
     def _poll(self) -> None:
         self._poll_scheduled = False
         now = self._clock()
-        idle = [instance for instance in self._instances if not instance.pending]
+        self._expire(self._batcher.expire(now), now)  # at once, also while every instance has its hands full
+        idle = [instance for instance in self._instances.live if not instance.pending]
         for number, instance in enumerate(idle):
             self._offer(instance, now, sharers=len(idle) - number)
-        for instance in sorted(self._instances, key=lambda i: i.free_at):
-            if instance.pending == 1:
-                self._offer(instance, now)
-        self._metrics.queued_rows.set(len(self._batcher))
+        for instance in sorted(self._preparing(now), key=lambda i: i.free_at):
+            self._offer(instance, now)
         self._set_timer(now)
         self._check_idle()
 
-    def _offer(self, instance: _Instance, now: float, sharers: int = 1) -> None:
+    def _preparing(self, now: float) -> list[Instance]:
+        """Instances for which a batch may be prepared while another one runs."""
+        return [instance for instance in self._instances.live if instance.pending == 1 and not instance.is_late(now)]
+
+    def _offer(self, instance: Instance, now: float, sharers: int = 1) -> None:
         """Hands the instance a batch, if there is one worth starting."""
+        if self._returned:
+            self._hand(instance, self._returned.popleft(), now)
+            return
         only_full = instance.pending > 0 and now < instance.prepare_at
-        decision = self._batcher.poll(now, only_full=only_full, sharers=sharers)
-        for row in decision.expired:
-            self.statistics.dropped_rows += 1
-            self._fail(row, DeadlineMissed("the deadline passed in the queue"))
+        begins = instance.free_at if instance.pending else now
+        decision = self._batcher.poll(now, begins=begins, only_full=only_full, sharers=sharers)
+        self._expire(decision.expired, now)
         if decision.batch is not None:
-            self._run(instance, decision.batch, now)
+            self._count_batch(decision.batch)
+            self._hand(instance, decision.batch, now)
+
+    def _expire(self, rows: Iterable[QueuedRow], now: float) -> None:
+        for row in rows:
+            self.statistics.dropped_rows += 1
+            passed = "passed in the queue" if row.deadline <= now else "would pass before the answer"
+            self._fail(row, DeadlineMissed(f"the deadline {passed}"))
 
     def _set_timer(self, now: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        waiting = [instance.prepare_at for instance in self._instances if instance.pending == 1]
-        if len(self._batcher) and waiting:
-            self._timer = self._loop.call_later(max(0.0005, min(waiting) - now), self._schedule_poll)
+        waiting = [instance.prepare_at for instance in self._preparing(now)]
+        moment = min([*waiting, self._batcher.soonest_deadline])
+        if len(self._batcher) and moment < math.inf:
+            self._timer = self._loop.call_later(max(0.0005, moment - now), self._schedule_poll)
 
-    def _run(self, instance: _Instance, batch: Batch[QueuedRow], now: float) -> None:
-        predicted = self.service_time.predict(len(batch.rows), batch.longest)
-        begin = max(now, instance.free_at) if instance.pending else now
-        instance.free_at = begin + predicted
-        instance.prepare_at = instance.free_at - max(PREPARE_LEAST_S, PREPARE_SHARE * predicted)
-        instance.pending += 1
-        self._count_batch(batch)
-        instance.thread.submit(self._execute, instance, batch, predicted)
+    def _hand(self, instance: Instance, batch: Batch[QueuedRow], now: float) -> None:
+        instance.hand(batch, self.service_time.predict(len(batch.rows), batch.longest), now)
 
-    def _execute(self, instance: _Instance, batch: Batch[QueuedRow], predicted: float) -> None:
-        """In the instance's thread."""
-        begun = self._clock()
-        # A batch prepared ahead may have lost callers since; what nobody waits for is not run.
-        live = [row for row in batch.rows if row.waiters and row.deadline > begun]
-        answers = dict(zip(live, self._answer(live), strict=True)) if live else {}
-        ran = _Ran(answers, begun, self._clock(), predicted)
-        self._loop.call_soon_threadsafe(self._finished, instance, batch, ran)
-
-    def _answer(self, rows: Sequence[QueuedRow]) -> list[Values | Exception]:
-        try:
-            outputs = self._backend.run(self._layout.merge([row.values for row in rows]), rows[0].outputs)
-            return list(self._layout.split(outputs, [row.values for row in rows]))
-        except BackendError as error:
-            if len(rows) == 1:
-                return [error]
-            # One stranger's row may have failed them all: alone, each fails or succeeds by itself.
-            return [answer for row in rows for answer in self._answer([row])]
-        except Exception as error:  # whatever a backend raises fails its batch, not the loop
-            return [RunError(f"{type(error).__name__}: {error}")] * len(rows)
-
-    def _finished(self, instance: _Instance, batch: Batch[QueuedRow], ran: _Ran) -> None:
-        instance.pending -= 1
+    def _finished(self, instance: Instance, ran: Ran) -> None:
+        """The first of the batches that the instance holds has run."""
         self._schedule_poll()
         if ran.answers:
             self._learn(ran)
-        for row in batch.rows:
+            trace_batch(instance.handed[0].batch, ran)
+        for row in instance.handed[0].batch.rows:
             self._conclude(row, ran)
         self._check_idle()
 
-    def _conclude(self, row: QueuedRow, ran: _Ran) -> None:
+    def _conclude(self, row: QueuedRow, ran: Ran) -> None:
         answer = ran.answers.get(row)
         if answer is None:
             self.statistics.dropped_rows += 1
@@ -279,15 +276,48 @@ class Engine:
             ticket.fail(error)
 
     def _check_idle(self) -> None:
-        if not len(self._batcher) and not any(instance.pending for instance in self._instances):
+        """A batch that nobody waits for any more, since its callers left, keeps no version from ending."""
+        if self._draining and not len(self._batcher) and not any(row.waiters for row in self._in_batches()):
             self._idle.set()
+
+    def _in_batches(self) -> Iterator[QueuedRow]:
+        for batch in (*self._returned, *(handed.batch for instance in self._instances.live for handed in instance.handed)):
+            yield from batch.rows
+
+    # Losing instances
+
+    @property
+    def live_instances(self) -> int:
+        """Instances that run batches now; 0 while every one of them is being replaced."""
+        return len(self._instances.live)
+
+    @property
+    def trouble(self) -> str:
+        """Why instances are missing; empty when none is."""
+        return self._instances.trouble
+
+    def _no_instance(self) -> Unavailable:
+        return Unavailable(f"the version is being restarted: {self.trouble}", self._instances.retry_after_s)
+
+    def _lost(self, instance: Instance, loss: Loss, error: Exception) -> None:
+        """What it was running fails; what it had only prepared runs elsewhere."""
+        self._metrics.lost[loss].inc()
+        handed = list(instance.handed)
+        if loss is Loss.HUNG:
+            for row in handed.pop(0).batch.rows:
+                self._fail(row, error)
+        self._returned.extend(each.batch for each in handed)
+        if not self._instances.live:
+            for row in self._take_everything():
+                self._fail(row, self._no_instance())
+        self._schedule_poll()
+        self._check_idle()
 
     # Counting
 
     def count_cached(self, rows: int) -> None:
         """Rows that were answered from memory, and so never came here."""
         self.statistics.cached_rows += rows
-        self._metrics.cached_rows.inc(rows)
 
     def _count_batch(self, batch: Batch[QueuedRow]) -> None:
         real, padded = sum(row.length for row in batch.rows), len(batch.rows) * batch.longest
@@ -298,14 +328,14 @@ class Engine:
         counted.padded_tokens += padded
         metrics.batch_rows.observe(len(batch.rows))
         metrics.batch_tokens.observe(padded)
-        metrics.real_tokens.inc(real)
-        metrics.padded_tokens.inc(padded)
         metrics.closed[batch.reason].inc()
 
-    def _learn(self, ran: _Ran) -> None:
+    def _learn(self, ran: Ran) -> None:
         seconds = ran.ended - ran.begun
-        self.service_time.learn(len(ran.answers), max(row.length for row in ran.answers), seconds)
+        if not any(isinstance(answer, Exception) for answer in ran.answers.values()):  # a failure is quick, or runs rows twice
+            self.service_time.learn(len(ran.answers), max(row.length for row in ran.answers), seconds)
         self.statistics.compute_ns += ran.compute_ns
+        self.times.ran(len(ran.answers), ran.compute_ns)
         self._metrics.compute_seconds.observe(seconds)
         if seconds > 0:
             self._metrics.predicted_ratio.observe(ran.predicted_s / seconds)

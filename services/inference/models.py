@@ -1,23 +1,37 @@
 """Which versions this replica serves: it follows the repository's channels, loads aside, switches, drains."""
 
 import asyncio
+import math
+import random
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import suppress
 
 import structlog
 
 from services.chassis.faults import NotFound, Unavailable, WrongState
+from services.inference.host import Host
+from services.inference.memory import held_bytes
 from services.inference.metrics import Metrics
+from services.inference.residency import Key, TooLarge
+from services.inference.residents import LOAD_S, Residents, as_fault
 from services.inference.served import ServedVersion, State
 from services.inference.settings import InferenceSettings
+from services.inference.traffic.splits import Splits
+from services.inference.traffic.state import StateFolder
+from services.inference.wanted import Route, Wanted
 from services.repository.references import Reference, parse
 from services.repository.store import Damaged, Repository, UnknownModel
 
 log = structlog.get_logger("hone.models")
 
-Key = tuple[str, int]  # model, version
-LOAD_S = 2.0  # a caller is asked to come back after so long while a version loads
+
+class Unloaded(Unavailable):
+    """The version made room for others, and comes back when a call waits for it: `Models.ready` does."""
+
+    def __init__(self, reference: Reference, key: Key) -> None:
+        super().__init__(f"{reference} is not in memory at the moment", LOAD_S)
+        self.key = key
 
 
 class Models:
@@ -26,21 +40,48 @@ class Models:
     A channel keeps leading to its old version until the new one is warm; a failed load keeps the old one and says why.
     """
 
-    def __init__(self, repository: Repository, settings: InferenceSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        settings: InferenceSettings,
+        metrics: Metrics,
+        *,
+        gone: Callable[[ServedVersion], None] = lambda served: None,
+        clock: Callable[[], float] = time.monotonic,
+        held: Callable[[], int] = held_bytes,
+    ) -> None:
+        """`gone` is told of each version that is unloaded for good; `held` is how many bytes the process holds now."""
         self._repository = repository
         self._settings = settings
-        self._metrics = metrics
-        self._versions: dict[Key, ServedVersion] = {}
-        self._routes: dict[tuple[str, str], Key] = {}  # (model, channel) -> version that answers it now
-        self._wanted: dict[str, dict[str, int]] = {}  # model -> channel -> version, as the repository says
-        self._pinned: set[Key] = set()  # loaded by LoadModel
-        self._changed_ns: dict[str, int] = {}
-        self._loads: dict[Key, asyncio.Task[None]] = {}
-        self._unloads: set[asyncio.Task[None]] = set()
+        self._clock = clock
+        self.residents = Residents(repository, settings, metrics, settled=self._settled, gone=gone, clock=clock, held=held)
+        self._routes: dict[Route, Key] = {}  # the version that answers a channel now
+        self.state = StateFolder(settings.state_folder, settings.replica)
+        self.splits = Splits(self.state)
+        self._wanted = Wanted(repository, self.splits)
+        self._asked: set[Key] = set()  # loaded for a call by NAME@VERSION: kept while there is room
         self._look = asyncio.Event()
-        self._pool = ThreadPoolExecutor(1, "tokenize")
 
     # Serving calls
+
+    async def ready(self, reference: str, deadline: float = math.inf) -> tuple[ServedVersion, str]:
+        """`find`, for a call: it waits until the deadline, on the monotonic clock, for a version that had made room for others.
+
+        What comes back is still there when the caller goes on, and not longer: it is to be lent before the next await.
+
+        Raises:
+            BadName, NotFound, WrongState, Unavailable: as `find`, and Unavailable where nothing can make room for now.
+            TooLarge: it does not fit, whatever else is unloaded.
+            DeadlineMissed: it was not loaded in time.
+        """
+        while True:
+            try:
+                served, channel = self.find(reference)
+            except Unloaded as unloaded:
+                await self.residents.recall(unloaded.key, deadline)
+            else:
+                served.last_used = self._clock()
+                return served, channel
 
     def find(self, reference: str) -> tuple[ServedVersion, str]:
         """The version behind a reference, ready to be lent, and the channel that led to it ("" for NAME@VERSION).
@@ -49,21 +90,24 @@ class Models:
             BadName: the reference is malformed.
             NotFound: no such model, version or channel.
             WrongState: the version is not loaded here.
+            Unloaded: it was, and made room for others.
             Unavailable: it is loading or draining, or could not be loaded.
         """
         wanted = parse(reference)
         key = (wanted.name, wanted.version) if wanted.version is not None else self._routes.get((wanted.name, wanted.channel))
-        served = self._versions.get(key) if key is not None else None
+        served = self.residents.get(key) if key is not None else None
         if served is not None and served.state is State.READY:
             return served, wanted.channel
         raise self._why_not(wanted, served)
 
     def _why_not(self, wanted: Reference, served: ServedVersion | None) -> Exception:
+        if (key := self._returning(wanted)) is not None:
+            return Unloaded(wanted, key)
         if served is None:
             resolved = self._repository.resolve(wanted)  # raises UnknownModel
-            served = self._versions.get((wanted.name, resolved.manifest.version))
+            served = self.residents.get((wanted.name, resolved.manifest.version))
             if served is None and wanted.version is not None:
-                return WrongState(f"model: {wanted} is not loaded on this replica; LoadModel loads it")
+                return self._not_loaded(wanted, wanted.version)
             if served is None or served.state is State.READY:  # the channel moved since the last look
                 self._look.set()
                 return Unavailable(f"{wanted} is about to be served", LOAD_S)
@@ -71,9 +115,39 @@ class Models:
             return Unavailable(f"{wanted} could not be loaded: {served.reason}")
         return Unavailable(f"{wanted} is {served.state.value.lower()}", LOAD_S if served.state is State.LOADING else None)
 
+    def _returning(self, wanted: Reference) -> Key | None:
+        """The version to wait for, where the reference was served before, or would be if there were room."""
+        route = self._routes.get((wanted.name, wanted.channel))
+        version = wanted.version or self._wanted.version(wanted.name, wanted.channel)
+        for key in ((wanted.name, version) if version else None, route):
+            served = self.residents.get(key) if key is not None else None
+            if served is None or key is None:
+                continue
+            if served.state is State.UNLOADED or (served.state is State.LOADING and (route or self.residents.is_recalled(key))):
+                return key
+        return None
+
+    def _not_loaded(self, wanted: Reference, version: int) -> Exception:
+        if not self._settings.load_on_demand:
+            return WrongState(f"model: {wanted} is not loaded on this replica; LoadModel loads it")
+        key = (wanted.name, version)
+        self.residents.add(key)
+        self._asked.add(key)
+        return Unloaded(wanted, key)
+
     def all(self) -> list[ServedVersion]:
         """Every version known to this replica."""
-        return [self._versions[key] for key in sorted(self._versions)]
+        return self.residents.all()
+
+    @property
+    def host(self) -> Host:
+        """Tells when a version has lost its last instance, or has one again."""
+        return self.residents.host
+
+    def lost(self) -> list[str]:
+        """Versions that a channel leads to and that have no instance at the moment."""
+        routed = (self.residents.get(key) for key in set(self._routes.values()))
+        return sorted(served.manifest.reference for served in routed if served is not None and served.is_lost)
 
     def channels_of(self, served: ServedVersion) -> list[str]:
         """Channels that this replica answers with the version."""
@@ -97,124 +171,117 @@ class Models:
     async def _until_next_look(self) -> None:
         self._look.clear()
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.follow_s):
+            # Unevenly, so that replicas that started together do not go on looking together.
+            async with asyncio.timeout(self._settings.follow_s * random.uniform(0.8, 1.2)):  # noqa: S311
                 await self._look.wait()
 
     async def look(self) -> bool:
         """One look: starts loads, switches what is ready, unloads what nothing leads to. False when the repository cannot be read."""
         try:
-            changed = await asyncio.to_thread(self._read_changes)
+            await self._wanted.look()
         except OSError as error:
             log.error("the repository cannot be read", error=str(error))
             return False
-        self._wanted.update(changed)
-        for name in [name for name in self._wanted if not self._wanted[name]]:
-            del self._wanted[name]
-        await self._apply()
+        self._apply()
         return True
 
     async def settle(self) -> None:
         """Returns when every load begun has ended."""
-        while self._loads:
-            await asyncio.gather(*self._loads.values(), return_exceptions=True)
+        await self.residents.settle()
 
-    def _read_changes(self) -> dict[str, dict[str, int]]:
-        """Channels of the models whose channels moved since the last look: one stat per model that did not."""
-        names = self._repository.names()
-        seen_ns: dict[str, int] = {}
-        moved: dict[str, dict[str, int]] = {name: {} for name in self._changed_ns if name not in names}
-        for name in names:
-            changed_ns = self._repository.channels_changed_ns(name)
-            # A file system's clock ticks in milliseconds: what moved just now may move again within the tick.
-            if self._changed_ns.get(name) != changed_ns or self._is_fresh(changed_ns):
-                moved[name] = self._repository.channels(name)
-                seen_ns[name] = changed_ns
-        # Only now: had the disk failed half-way, the next look must read again what this one did not get to tell.
-        self._changed_ns.update(seen_ns)
-        for name in moved.keys() - set(names):
-            self._changed_ns.pop(name, None)
-        return moved
+    def _apply(self) -> None:
+        for route, key in self._wanted.routes():
+            try:
+                self._follow(route, key)
+            except (UnknownModel, Damaged, OSError) as error:  # this one alone; the other models are followed
+                log.error("channel points at a version that cannot be read", model=route[0], channel=route[1], error=str(error))
+        for key in self.splits.coming():
+            self._bring(key)
+        self._settled()
 
-    def _is_fresh(self, changed_ns: int) -> bool:
-        return time.time_ns() - changed_ns < 5_000_000_000
+    def _follow(self, route: tuple[str, str], key: Key) -> None:
+        """Loads what a channel points at where there is room, and in the place of others where it replaces a version in memory.
 
-    async def _apply(self) -> None:
-        for name, channels in self._wanted.items():
-            for channel, version in channels.items():
-                try:
-                    self._begin_load((name, version))
-                except (UnknownModel, Damaged, OSError) as error:  # this one alone; the other models are followed
-                    log.error("channel points at a version that cannot be read", model=name, channel=channel, error=str(error))
+        One that nobody has called yet pushes nobody out: it comes with its first call.
+        """
+        served = self.residents.add(key)
+        if served.state not in (State.UNLOADED, State.FAILED) or not self.residents.may_retry(key):
+            return
+        before = self._routes.get(route)
+        if before is not None and before != key and self.residents.is_here(before):
+            self.residents.load(key, predecessor=before if before not in self._wanted.versions() else None)
+        elif self.residents.fits(key):
+            self.residents.load(key)
+
+    def _bring(self, key: Key) -> None:
+        """Loads a version of a split that is to be switched to, in the place of what nobody uses: its share of the calls is to come."""
+        try:
+            served = self.residents.add(key)
+        except (UnknownModel, Damaged, OSError) as error:
+            log.error("traffic uses a version that cannot be read", model=key[0], version=key[1], error=str(error))
+            return
+        if served.state in (State.UNLOADED, State.FAILED) and self.residents.may_retry(key):
+            self.residents.load(key)
+
+    def _settled(self) -> None:
         self._switch()
         self._drop_unneeded()
 
-    def _begin_load(self, key: Key) -> asyncio.Task[None] | None:
-        """Starts loading a version that is not here; the running load when there is one already."""
-        if key in self._versions:
-            return self._loads.get(key)
-        served = self._versions[key] = ServedVersion(self._repository.manifest(*key))
-        task = self._loads[key] = asyncio.get_running_loop().create_task(self._load(key, served))
-        return task
-
-    async def _load(self, key: Key, served: ServedVersion) -> None:
-        try:
-            await served.load(self._repository, self._settings, self._metrics, self._pool)
-            log.info("version is ready", model=served.manifest.reference, backend=served.backend_name)
-        except Exception as error:
-            # Kept in the version's state, where callers find it: nobody awaits this task.
-            log.error("version could not be loaded; what served before goes on", model=served.manifest.reference, exc_info=error)
-        finally:
-            del self._loads[key]
-            self._switch()
-            self._drop_unneeded()
-
     def _switch(self) -> None:
-        for name, channels in self._wanted.items():
-            for channel, version in channels.items():
-                served = self._versions.get((name, version))
-                if served is not None and served.state is State.READY:
-                    self._routes[name, channel] = (name, version)
-        for name, channel in [route for route in self._routes if route[1] not in self._wanted.get(route[0], {})]:
-            del self._routes[name, channel]
+        for route, key in self._wanted.routes():
+            served = self.residents.get(key)
+            if served is not None and served.state is State.READY and self._routes.get(route) != key:
+                self._routes[route] = key
+                self.host.changed.set()
+        for route in [route for route in self._routes if self._wanted.version(*route) is None]:
+            del self._routes[route]
+        self.splits.switch(self._why_not_served)
+
+    def _why_not_served(self, key: Key) -> str:
+        """Empty for a version that is ready."""
+        served = self.residents.get(key)
+        if served is not None and served.state is State.READY:
+            return ""
+        reference = f"{key[0]}@{key[1]}"
+        if served is None:
+            return f"{reference} is not known"
+        return f"{reference} is {served.state.lower()}{f': {served.reason}' if served.reason else ''}"
 
     def _drop_unneeded(self) -> None:
-        needed = {*self._routes.values(), *self._pinned, *((name, v) for name, channels in self._wanted.items() for v in channels.values())}
-        for key, served in list(self._versions.items()):
-            if key in needed or key in self._loads or served.state is State.DRAINING:
-                continue
-            self._unload(key, served)
-
-    def _unload(self, key: Key, served: ServedVersion) -> None:
-        async def unload() -> None:
-            await served.unload()
-            self._versions.pop(key, None)
-            log.info("version was unloaded", model=served.manifest.reference)
-
-        served.state = State.DRAINING
-        task = asyncio.get_running_loop().create_task(unload())
-        self._unloads.add(task)
-        task.add_done_callback(self._unloads.discard)
+        self._asked = {key for key in self._asked if self.residents.is_here(key)}
+        needed = {*self._routes.values(), *self.residents.pinned, *self._wanted.versions(), *self._asked}
+        for key in self.residents.keys() - needed:
+            self.residents.drop(key)
 
     # Control
 
     async def load(self, reference: str) -> ServedVersion:
-        """Loads a version and keeps it until it is unloaded. Raises BadName, UnknownModel, WrongState, Unavailable while it drains."""
+        """Loads a version and keeps it until it is unloaded.
+
+        Raises:
+            BadName, UnknownModel: no such version.
+            WrongState: it could not be loaded.
+            TooLarge: it does not fit, whatever else is unloaded.
+            Unavailable: it drains, or what is in use leaves no room for now.
+        """
         manifest = self._repository.resolve(reference).manifest
         key = (manifest.name, manifest.version)
-        before = self._versions.get(key)
-        if before is not None and before.state is State.DRAINING:
+        served = self.residents.add(key)
+        if served.state is State.DRAINING:
             raise Unavailable(f"{manifest.reference} is draining", LOAD_S)
-        if before is not None and before.state is State.FAILED and key not in self._loads:
-            del self._versions[key]
-        self._pinned.add(key)
-        task = self._begin_load(key)
-        if task is not None:
-            await asyncio.gather(asyncio.shield(task), return_exceptions=True)
-        served = self._versions.get(key)
-        if served is None or served.state is not State.READY:
-            self._pinned.discard(key)
-            raise WrongState(f"model: {manifest.reference} could not be loaded: {served.reason if served else 'it was unloaded'}")
-        return served
+        self.residents.pinned.add(key)
+        self.residents.forgive(key)
+        if served.state is not State.READY:
+            error = await asyncio.shield(self.residents.load(key))
+            if error is not None:
+                self.residents.pinned.discard(key)
+                if isinstance(error, TooLarge | Unavailable):
+                    raise as_fault(error, manifest.reference)
+        found = self.residents.get(key)
+        if found is None or found.state is not State.READY:
+            self.residents.pinned.discard(key)
+            raise WrongState(f"model: {manifest.reference} could not be loaded: {found.reason if found else 'it was unloaded'}")
+        return found
 
     def unload(self, reference: str) -> None:
         """Stops serving a version once its calls are done. Raises BadName, NotFound, WrongState."""
@@ -222,21 +289,19 @@ class Models:
         if wanted.version is None:
             raise WrongState(f"model: {reference!r} must be NAME@VERSION; channels are followed, not unloaded")
         key = (wanted.name, wanted.version)
-        served = self._versions.get(key)
+        served = self.residents.get(key)
         if served is None:
             raise NotFound(f"{wanted} is not loaded on this replica")
         # A channel on its way to a newer version, or whose newer version failed, is still answered by the old one.
-        channels = {channel for channel, version in self._wanted.get(wanted.name, {}).items() if version == wanted.version}
+        channels = {channel for (_, channel), at in self._wanted.routes() if at == key}
         if channels := channels.union(self.channels_of(served)):
             raise WrongState(f"model: channel {', '.join(sorted(channels))} points at {wanted}")
-        self._pinned.discard(key)
+        if users := self.splits.channels_of(key):
+            raise WrongState(f"model: the traffic of channel {', '.join(users)} uses {wanted}")
+        self.residents.pinned.discard(key)
+        self._asked.discard(key)
         self._drop_unneeded()
 
     async def close(self) -> None:
         """Ends loads and unloads everything."""
-        await self.settle()
-        for key, served in list(self._versions.items()):
-            if served.state is not State.DRAINING:
-                self._unload(key, served)
-        await asyncio.gather(*self._unloads, return_exceptions=True)
-        self._pool.shutdown()
+        await self.residents.close()

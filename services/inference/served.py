@@ -1,31 +1,24 @@
 """One version being served: loading it, warming it up, lending it to calls, draining it."""
 
 import asyncio
-import time
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 
-import numpy as np
-
-from services import backends
-from services.backends import Backend
-from services.backends.datatypes import DATATYPES
+from services.inference.choosing import open_version
 from services.inference.engine import Engine
-from services.inference.layout import Layout, Values, layout_of
+from services.inference.host import Host
+from services.inference.instances import Care
+from services.inference.layout import layout_of
 from services.inference.metrics import Metrics
-from services.inference.service_time import ServiceTime
+from services.inference.opening import Opened, closed_on_failure
+from services.inference.parallelism import Parallelism
 from services.inference.settings import InferenceSettings
 from services.inference.texts import TextEncoder
-from services.repository.manifest import Manifest, Signature, Task
-from services.repository.programs import verified_folder
+from services.repository.manifest import Manifest, Signature
 from services.repository.store import Repository
-
-# (rows, tokens) run before a version is ready: pages the weights in and gives the service time its first samples.
-WARM_UP = ((1, 8), (1, 32), (8, 16), (8, 32), (16, 32), (1, 16))
-IMAGE_SIDE = 64  # of a warm-up image where the net takes any size: in a smaller one, deep nets have no pixel left
 
 
 class State(StrEnum):
@@ -33,14 +26,7 @@ class State(StrEnum):
     READY = "READY"
     DRAINING = "DRAINING"
     FAILED = "FAILED"
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    backend: Backend
-    encoder: TextEncoder | None
-    layout: Layout
-    service_time: ServiceTime
+    UNLOADED = "UNLOADED"  # known, and in memory again once a call waits for it
 
 
 class ServedVersion:
@@ -48,11 +34,17 @@ class ServedVersion:
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
+        self.digest = manifest.digest  # once: the manifest hashes itself anew each time, and every row's key holds it
+        self.namespace = f"answers/{manifest.reference}"  # of its answers in the cache
         self.state = State.LOADING
         self.reason = ""
         self.backend_name = ""
+        self.parallelism: Parallelism | None = None
         self.encoder: TextEncoder | None = None
         self.engine: Engine | None = None
+        self.resident_bytes = 0  # that it holds in memory, or that are set aside while it loads
+        self.loaded = self.last_used = -math.inf  # on the monotonic clock
+        self.returned: Callable[[], None] = lambda: None  # called when the last call that held it has ended
         self._lent = 0
         self._returned = asyncio.Event()
         self._returned.set()
@@ -62,40 +54,63 @@ class ServedVersion:
         return self.manifest.signature
 
     @property
-    def namespace(self) -> str:
-        """Of its answers in the cache."""
-        return f"answers/{self.manifest.reference}"
+    def lent(self) -> int:
+        """Calls that hold it."""
+        return self._lent
 
-    async def load(self, repository: Repository, settings: InferenceSettings, metrics: Metrics, pool: ThreadPoolExecutor) -> None:
+    @property
+    def backend(self) -> str:
+        """What runs it, for people: `onnxruntime, 2 x 1 threads`."""
+        return f"{self.backend_name}, {self.parallelism}" if self.parallelism is not None else self.backend_name
+
+    @property
+    def trouble(self) -> str:
+        """Why it cannot be served, or is served with less than it should; empty when all is well."""
+        return self.reason or (self.engine.trouble if self.engine is not None else "")
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it is ready but for its instances, every one of which is being replaced."""
+        return self.state is State.READY and self.engine is not None and not self.engine.live_instances
+
+    async def load(
+        self, repository: Repository, settings: InferenceSettings, metrics: Metrics, pool: ThreadPoolExecutor, host: Host
+    ) -> None:
         """Verifies digests, loads and warms up, off the event loop.
 
         Raises:
             BackendError, ForeignProgram, repository.store.Damaged, OSError: it cannot be served; `state` is FAILED then, `reason` says why.
         """
         try:
-            loaded = await asyncio.to_thread(self._load, repository, settings, pool)
+            opened, self.encoder = await asyncio.to_thread(self._load, repository, settings, pool, host)
         except Exception as error:
             self.state, self.reason = State.FAILED, f"{type(error).__name__}: {error}"
             raise
-        self.encoder, self.backend_name = loaded.encoder, loaded.backend.name
+        self.backend_name, self.parallelism = opened.backends[0].name, opened.opener.parallelism
         self.engine = Engine(
-            loaded.backend,
-            loaded.layout,
+            opened.backends,
+            layout_of(self.signature),
             settings.policy,
-            instances=settings.parallelism[0],
             name=self.manifest.name,
             version=self.manifest.version,
             metrics=metrics,
-            service_time=loaded.service_time,
+            service_time=opened.service_time,
+            care=Care(opened.opener, settings.hang_s, opened.opener.thread_cores, host),
         )
         self.state = State.READY
 
-    def _load(self, repository: Repository, settings: InferenceSettings, pool: ThreadPoolExecutor) -> _Loaded:
-        instances, threads = settings.parallelism
-        folder = verified_folder(repository, self.manifest)
-        backend = backends.load(folder, self.signature, threads, parallel_runs=instances)
-        encoder = TextEncoder(folder, self.signature, settings.max_text_chars, pool) if self.signature.task.takes_text else None
-        return _Loaded(backend, encoder, layout_of(self.signature), warm_up(backend, self.signature))
+    def _load(
+        self, repository: Repository, settings: InferenceSettings, pool: ThreadPoolExecutor, host: Host
+    ) -> tuple[Opened, TextEncoder | None]:
+        opened = open_version(repository, self.manifest, settings, host)
+        with closed_on_failure(opened.backends):
+            return opened, self._encoder(repository, settings, pool)
+
+    def _encoder(self, repository: Repository, settings: InferenceSettings, pool: ThreadPoolExecutor) -> TextEncoder | None:
+        if not self.signature.task.takes_text:
+            return None
+        folder = repository.folder(self.manifest.name, self.manifest.version)  # verified a moment ago, with the weights
+        return TextEncoder(folder, self.signature, settings.max_text_chars, pool)
 
     @contextmanager
     def lend(self) -> Iterator[Engine]:
@@ -110,6 +125,7 @@ class ServedVersion:
             self._lent -= 1
             if not self._lent:
                 self._returned.set()
+                self.returned()
 
     async def unload(self) -> None:
         """Waits until no call holds it, then frees it."""
@@ -118,27 +134,5 @@ class ServedVersion:
         if self.engine is not None:
             await self.engine.drain()
             await self.engine.close()
-
-
-def warm_up(backend: Backend, signature: Signature) -> ServiceTime:
-    """Runs typical batches, each twice, and learns from the second. Raises RunError."""
-    service_time = ServiceTime()
-    outputs = [spec.name for spec in signature.outputs]
-    for rows, tokens in WARM_UP:
-        tokens = min(tokens, signature.max_tokens or tokens)
-        batch = _sample(signature, rows, tokens)
-        backend.run(batch, outputs)
-        begun = time.monotonic()
-        backend.run(batch, outputs)
-        service_time.learn(rows, tokens if signature.task.takes_text else 1, time.monotonic() - begun)
-    return service_time
-
-
-def _sample(signature: Signature, rows: int, tokens: int) -> Values:
-    """Ones where the size varies by length, so that masks select and ids exist."""
-    free = {Task.TENSOR: 1, Task.IMAGE_CLASSIFICATION: IMAGE_SIDE}
-    varying = free.get(signature.task, tokens)
-    return {
-        spec.name: np.ones((rows, *(size if size > 0 else varying for size in spec.shape[1:])), np.dtype(DATATYPES[spec.datatype]))
-        for spec in signature.inputs
-    }
+        self.engine = self.encoder = None  # whoever still knows the version does not keep its weights
+        self.resident_bytes = 0

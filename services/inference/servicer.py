@@ -14,10 +14,14 @@ from hone.inference.v1 import inference_pb2_grpc
 from services.backends import Array
 from services.backends.datatypes import DATATYPES, datatype_of
 from services.chassis.faults import InvalidField
+from services.inference.answers import Ledger
 from services.inference.batching import MAX_PRIORITY
 from services.inference.core import Core, Options, Result
+from services.inference.memory import resident_bytes
 from services.inference.models import Models
-from services.inference.served import ServedVersion
+from services.inference.served import ServedVersion, State
+from services.inference.statistics_wire import lookups, variants
+from services.inference.traffic import wire as traffic_wire
 from services.repository.manifest import Task
 
 NAME = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
@@ -64,8 +68,22 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def GetStatistics(self, request: pb.GetStatisticsRequest, context: Context) -> pb.GetStatisticsResponse:
         chosen = [self._models.find(request.model)[0]] if request.model else self._models.all()
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        statistics = [_statistics(served) for served in chosen if served.engine is not None]
-        return pb.GetStatisticsResponse(models=statistics, replica=self._replica, cpu_seconds=usage.ru_utime + usage.ru_stime)
+        statistics = [_statistics(served, self._core.ledger(served)) for served in chosen if served.engine is not None]
+        return pb.GetStatisticsResponse(
+            models=statistics,
+            replica=self._replica,
+            cpu_seconds=usage.ru_utime + usage.ru_stime,
+            models_bytes=self._models.residents.bytes,
+            models_limit_bytes=self._models.residents.limit_bytes,
+            resident_bytes=resident_bytes(),
+        )
+
+    async def RecordOutcome(self, request: pb.RecordOutcomeRequest, context: Context) -> pb.RecordOutcomeResponse:
+        live = traffic_wire.live_split(self._models.splits, request.model, request.channel)
+        return pb.RecordOutcomeResponse(counted=traffic_wire.record(live, request))
+
+    async def GetExperiment(self, request: pb.GetExperimentRequest, context: Context) -> pb.GetExperimentResponse:
+        return traffic_wire.experiment_message(self._models.splits, request)
 
     def _served(self, result: Result) -> pb.Served:
         served = result.served
@@ -80,6 +98,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             tokenization_ns=served.tokenization_ns,
             compute_ns=served.compute_ns,
             replica=self._replica,
+            channel=served.channel,
+            revision=served.revision,
         )
 
     def _model(self, served: ServedVersion) -> pb.LoadedModel:
@@ -87,10 +107,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             name=served.manifest.name,
             version=served.manifest.version,
             state=pb.LoadState.Value(f"LOAD_STATE_{served.state}"),
-            reason=served.reason,
+            reason=served.trouble,
             channels=self._models.channels_of(served),
-            backend=served.backend_name,
+            backend=served.backend,
             size_bytes=served.manifest.size_bytes,
+            resident_bytes=served.resident_bytes,
+            idle_seconds=time.monotonic() - served.last_used if served.state is State.READY else 0,
+            pinned=self._models.residents.is_pinned(served),
+            arms=traffic_wire.served_arms(self._models.splits, served.manifest.name, served.manifest.version),
         )
 
 
@@ -99,7 +123,7 @@ def _options(options: pb.CallOptions, context: Context) -> Options:
         raise InvalidField("options.priority", f"must be 0 to {MAX_PRIORITY}, not {options.priority}")
     remaining = context.time_remaining()
     deadline = time.monotonic() + remaining if remaining is not None else math.inf
-    return Options(options.truncate, options.bypass_cache, options.priority, deadline)
+    return Options(options.truncate, options.bypass_cache, options.priority, deadline, options.sticky_key)
 
 
 def _arrays(inputs: Sequence[pb.NamedTensor]) -> dict[str, Array]:
@@ -138,12 +162,18 @@ def _classify(logits: Array, labels: Sequence[str], top_k: int) -> list[pb.Class
     ]
 
 
-def _statistics(served: ServedVersion) -> pb.ModelStatistics:
+def _statistics(served: ServedVersion, ledger: Ledger) -> pb.ModelStatistics:
     assert served.engine is not None  # noqa: S101 (the caller chose those that have one)
     counted = served.engine.statistics
     loaded = Timestamp()
     loaded.FromDatetime(counted.loaded)
     fields: Mapping[str, int] = {name: getattr(counted, name) for name in counted.__slots__ if name != "loaded"}
     return pb.ModelStatistics(
-        name=served.manifest.name, version=served.manifest.version, loaded=loaded, queued_rows=served.engine.queued_rows, **fields
+        name=served.manifest.name,
+        version=served.manifest.version,
+        loaded=loaded,
+        queued_rows=served.engine.queued_rows,
+        variants=variants(served.engine.variants),
+        lookups=lookups(ledger),
+        **fields,
     )

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from services.inference.batching import Row
+from services.chassis import tracing
+from services.inference.lanes import Row
 from services.inference.layout import Values
 
 
@@ -49,6 +50,7 @@ class Ticket:
         self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._abandon = abandon
         self.rows: list[QueuedRow] = []
+        self.trace = tracing.current()
 
     async def answers(self) -> list[RowAnswer]:
         """Every row's answer, in order. Raises what the first failing row raised."""

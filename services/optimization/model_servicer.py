@@ -10,13 +10,14 @@ from hone.repository.v1 import models_pb2 as pb
 from hone.repository.v1 import models_pb2_grpc
 
 from services.chassis.faults import InvalidField, OutOfRange
-from services.optimization import model_wire, pages, wire
+from services.optimization import model_wire, pages, traffic_wire, wire
 from services.optimization.uploads.disk_work import chunks, on_disk
 from services.optimization.uploads.inspection import inspect_folder
 from services.optimization.uploads.sealings import Announced, Sealings
 from services.repository.manifest import Manifest, Task
 from services.repository.references import check_channel, check_name, parse
 from services.repository.store import Origin, Repository, Resolved, UnknownModel
+from services.repository.traffic import BadTraffic
 from services.repository.uploads import Upload, Uploads
 
 NAME = pb.DESCRIPTOR.services_by_name["ModelService"].full_name
@@ -98,6 +99,29 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
         name, channel = wire.named("name", check_name, request.name), wire.named("channel", check_channel, request.channel)
         manifest = await on_disk(self._repository.roll_back, name, channel)
         return pb.RollBackResponse(model=self._message(manifest))
+
+    async def SetTraffic(self, request: pb.SetTrafficRequest, context: Context) -> pb.SetTrafficResponse:
+        at, plan = traffic_wire.reference_from(request.name, request.channel), traffic_wire.plan_from(request.traffic)
+        try:
+            made = await on_disk(self._repository.set_traffic, at.name, at.channel, plan, expected=request.traffic.revision)
+        except BadTraffic as error:
+            raise BadTraffic(f"traffic.{error}") from error
+        return pb.SetTrafficResponse(traffic=traffic_wire.traffic_message(made))
+
+    async def GetTraffic(self, request: pb.GetTrafficRequest, context: Context) -> pb.GetTrafficResponse:
+        at = traffic_wire.reference_from(request.name, request.channel)
+        await asyncio.to_thread(self._repository.resolve, at)
+        found = await asyncio.to_thread(self._repository.traffic, at.name)
+        return pb.GetTrafficResponse(traffic=traffic_wire.traffic_message(found.get(at.channel)))
+
+    async def ClearTraffic(self, request: pb.ClearTrafficRequest, context: Context) -> pb.ClearTrafficResponse:
+        at = traffic_wire.reference_from(request.name, request.channel)
+        await on_disk(self._repository.clear_traffic, at.name, at.channel)
+        return pb.ClearTrafficResponse()
+
+    async def PromoteArm(self, request: pb.PromoteArmRequest, context: Context) -> pb.PromoteArmResponse:
+        at = traffic_wire.reference_from(request.name, request.channel)
+        return pb.PromoteArmResponse(model=self._message(await on_disk(self._repository.promote_arm, at.name, at.channel, request.arm)))
 
     async def DeleteVersion(self, request: pb.DeleteVersionRequest, context: Context) -> pb.DeleteVersionResponse:
         await on_disk(self._repository.delete, wire.named("name", check_name, request.name), _version(request.version))

@@ -14,6 +14,7 @@ from services.repository import manifest as manifests
 from services.repository.channels import Channels
 from services.repository.manifest import FileEntry, Manifest, Signature
 from services.repository.references import BadName, Reference, check_channel, check_name, check_path, parse
+from services.repository.traffic import BadTraffic, Plan, Splits, Traffic, UnknownArm, check_alike, users
 from services.repository.versions import Damaged as Damaged
 from services.repository.versions import Versions
 
@@ -25,7 +26,7 @@ class UnknownModel(LookupError):
 
 
 class InUse(Exception):
-    """A channel points at the version."""
+    """A channel points at the version, or a channel's split uses it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,14 @@ class Repository:
         return self._channels(name).read()
 
     def channels_changed_ns(self, name: str) -> int:
-        """A number that grows when a channel of the model moves; one stat call."""
+        """A number that grows when a channel of the model moves or its split changes; one stat call."""
         return self._channels(name).changed_ns()
+
+    def traffic(self, name: str) -> dict[str, Traffic]:
+        """Channel to the split of its calls, for channels that have one: moving the channel off the control's version ends it."""
+        channels = self.channels(name)
+        found = self._splits(name).read().items()
+        return {channel: traffic for channel, traffic in found if traffic.plan and traffic.plan.control.version == channels.get(channel)}
 
     def resolve(self, reference: str | Reference) -> Resolved:
         """Finds the version behind a reference. Raises BadName, UnknownModel, Damaged."""
@@ -120,19 +127,65 @@ class Repository:
         return self._versions.seal(staged, name, lambda version: self._manifest(name, version, signature, files, origin))
 
     def set_channel(self, name: str, channel: str, version: int) -> Manifest:
-        """Points a channel at a version. Raises BadName, UnknownModel."""
+        """Points a channel at a version, which then answers all of its calls: a split ends. Raises BadName, UnknownModel."""
         check_channel(channel)
         with self._versions.changing(name):
             found = self.manifest(name, version)
-            self._channels(name).point(channel, version)
+            self._point(name, channel, version)
         return found
 
     def roll_back(self, name: str, channel: str) -> Manifest:
-        """Points a channel at the version before. Raises BadName, UnknownModel, NoEarlierVersion."""
+        """Points a channel at the version before; a split ends. Raises BadName, UnknownModel, NoEarlierVersion."""
         wanted = Reference(check_name(name), channel=check_channel(channel))
         with self._versions.changing(name):
             self.resolve(wanted)
-            return self.manifest(name, self._channels(name).roll_back(channel))
+            version = self._channels(name).roll_back(channel)
+            self._splits(name).clear(channel)
+            return self.manifest(name, version)
+
+    def set_traffic(self, name: str, channel: str, plan: Plan, *, expected: int = 0) -> Traffic:
+        """Splits a channel's calls; setting the plan that is set already changes nothing.
+
+        Args:
+            plan: its first arm is the control and has the version that the channel points at.
+            expected: the revision that the caller has read; 0 replaces whatever there is.
+
+        Raises:
+            BadName, UnknownModel: no such channel or version.
+            BadTraffic: the plan contradicts itself, or its versions do not answer alike.
+            StaleRevision: another revision than `expected` is the last.
+        """
+        wanted = Reference(check_name(name), channel=check_channel(channel))
+        plan.check()
+        with self._versions.changing(name):
+            control = self.resolve(wanted).manifest
+            if plan.control.version != control.version:
+                raise BadTraffic(f"arms[0].version: the control must be version {control.version}, which {wanted} points at")
+            for field, version in plan.fields():
+                check_alike(control.signature, self.manifest(name, version).signature, field)
+            return self._splits(name).set(channel, plan, expected=expected)
+
+    def clear_traffic(self, name: str, channel: str) -> None:
+        """Ends a channel's split, if it has one: what the channel points at answers all of its calls. Raises BadName, UnknownModel."""
+        check_channel(channel)
+        with self._versions.changing(name):
+            self._splits(name).clear(channel)
+
+    def promote_arm(self, name: str, channel: str, arm: str) -> Manifest:
+        """Points a channel at an arm's version and ends the split. Raises BadName, UnknownModel, UnknownArm."""
+        wanted = Reference(check_name(name), channel=check_channel(channel))
+        with self._versions.changing(name):
+            traffic = self.traffic(name).get(channel)
+            if traffic is None or traffic.plan is None:
+                raise UnknownArm(f"the calls of {wanted} are not split")
+            found = self.manifest(name, traffic.plan.arm(arm).version)
+            self._point(name, channel, found.version)
+        return found
+
+    def _point(self, name: str, channel: str, version: int) -> None:
+        """The channel first: killed in between, the split has ended all the same, since its control is not the channel's version."""
+        self._channels(name).point(channel, version)
+        self._splits(name).clear(channel)
 
     def delete(self, name: str, version: int) -> None:
         """Removes a version; its number is never given again. Raises UnknownModel, InUse."""
@@ -140,9 +193,11 @@ class Repository:
 
     def _release(self, name: str, version: int) -> None:
         """Drops a version from the channels' histories. Raises InUse."""
-        users = [channel for channel, at in self.channels(name).items() if at == version]
-        if users:
-            raise InUse(f"{name}@{version} is what channel {', '.join(users)} points at")
+        pointing = [channel for channel, at in self.channels(name).items() if at == version]
+        if pointing:
+            raise InUse(f"{name}@{version} is what channel {', '.join(pointing)} points at")
+        if split := users(self.traffic(name), version):
+            raise InUse(f"{name}@{version} is used by the traffic of channel {', '.join(split)}")
         self._channels(name).forget(version)
 
     def find(self, name: str, *, upload_id: str = "", job: str = "") -> Manifest | None:
@@ -151,6 +206,9 @@ class Repository:
 
     def _channels(self, name: str) -> Channels:
         return Channels(self._versions.home(name) / "channels")
+
+    def _splits(self, name: str) -> Splits:
+        return Splits(self._versions.home(name) / "channels")
 
     def _manifest(self, name: str, version: int, signature: Signature, files: tuple[FileEntry, ...], origin: Origin) -> Manifest:
         return Manifest(

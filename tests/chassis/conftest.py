@@ -35,11 +35,11 @@ class Served:
 
 
 @pytest.fixture
-def log_lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[dict[str, Any]]]]:
-    """What has been logged so far, as the process itself would write it."""
+def log_lines(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """What has been logged so far, as the process itself would write it; the parameter is the level, `info` without one."""
     written = io.StringIO()
     monkeypatch.setattr(sys, "stderr", written)
-    logs.configure("info")
+    logs.configure(getattr(request, "param", "info"))
     yield lambda: [json.loads(line) for line in written.getvalue().splitlines()]
     structlog.reset_defaults()
 

@@ -1,5 +1,7 @@
 """Settings from the environment."""
 
+import sys
+
 import pytest
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -60,3 +62,24 @@ def test_an_address_knows_whether_it_stays_on_this_machine(host: str, address: s
 
 def test_every_setting_says_what_it_trades() -> None:
     assert all(field.description for field in ServerSettings.model_fields.values())
+
+
+def test_the_standard_variable_sets_where_traces_go_and_our_own_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(ExampleSettings).otlp_endpoint == ""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4317")
+    assert load(ExampleSettings).otlp_endpoint == "http://collector:4317"
+    monkeypatch.setenv("HONE_EXAMPLE_OTLP_ENDPOINT", "")
+    assert load(ExampleSettings).otlp_endpoint == ""
+
+
+def test_traces_without_the_extra_refuse_the_start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc", None)
+    monkeypatch.setenv("HONE_EXAMPLE_OTLP_ENDPOINT", "http://collector:4317")
+    with pytest.raises(SystemExit):
+        load(ExampleSettings)
+    assert "HONE_EXAMPLE_OTLP_ENDPOINT: Value error, tracing needs the extra `tracing`" in capsys.readouterr().err
+
+
+def test_a_program_is_named_after_its_settings() -> None:
+    assert ExampleSettings().service_name == "hone-example"
+    assert ServerSettings().service_name == "hone"

@@ -19,6 +19,8 @@ from services.inference.core import Core
 from services.inference.errors import ERRORS
 from services.inference.metrics import Metrics
 from services.inference.models import Models
+from services.inference.oip import wire as oip
+from services.inference.oip.servicer import OpenInferenceServicer
 from services.inference.servicer import NAME, InferenceServicer
 from services.inference.settings import InferenceSettings
 from services.repository.manifest import Format, Manifest, Signature, Task, TensorSpec
@@ -111,12 +113,16 @@ Serving = Callable[..., AbstractAsyncContextManager[Models]]
 
 @pytest.fixture
 def following() -> Serving:
-    """`async with following(repository) as models`: models that look at the repository when the test says so."""
+    """`async with following(repository) as models`: models that look at the repository when the test says so.
+
+    Takes settings, and what else `Models` takes by name.
+    """
 
     @asynccontextmanager
     async def start(repository: Repository, **settings: Any) -> AsyncIterator[Models]:
+        parts = {name: settings.pop(name) for name in ("gone", "clock", "held") if name in settings}
         chosen = InferenceSettings(repository=repository.root, **{"instances": 1, "threads": 1, **settings})
-        models = Models(repository, chosen, Metrics(CollectorRegistry()))
+        models = Models(repository, chosen, Metrics(CollectorRegistry()), **parts)
         try:
             yield models
         finally:
@@ -144,14 +150,20 @@ async def opened(repository: Repository, begin: bool = True, **settings: Any) ->
     chosen = InferenceSettings(repository=repository.root, **{"port": 0, "instances": 1, "threads": 1, "replica": "here", **settings})
     async with AsyncExitStack() as stack:
         server = Server(chosen, ERRORS)
-        models = Models(repository, chosen, Metrics(server.registry))
-        stack.push_async_callback(models.close)
         answers = Answers(MemoryAnswers(chosen.answers_bytes) if chosen.answers_bytes else None, None)
+        models = Models(repository, chosen, Metrics(server.registry), gone=lambda served: answers.drop(served.namespace))
+        stack.push_async_callback(models.close)
         core = Core(models, answers, chosen.max_rows)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(core, models, chosen.replica), server.grpc)
-        await stack.enter_async_context(server.running([NAME]))
+        other = OpenInferenceServicer(core, models, chosen, lambda: server.is_ready(NAME))
+        oip.add_to_server(other, server.grpc)
+        server.reflected = oip.reflected()
+        server.before_drain.append(other.end_streams)
+        await stack.enter_async_context(server.running([NAME, oip.NAME]))
         if begin:
             await models.begin()
+            for name in (NAME, oip.NAME):
+                await server.set_ready(name, True)
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server.port}"))
         yield Door(inference_pb2_grpc.InferenceServiceStub(channel), models, core, server, channel)
 

@@ -27,6 +27,16 @@ class FakeClock:
         return self.now_s
 
 
+class Linear:
+    """A forecast that is exact, if `sure_share` is 1: a tenth of a millisecond for each padded token."""
+
+    def __init__(self, sure_share: float = 1.0) -> None:
+        self.sure_share = sure_share
+
+    def predict(self, rows: int, longest: int) -> float:
+        return 1e-3 + 1e-4 * rows * longest
+
+
 class Unhurried(ServiceTime):
     """Predicts that a batch takes for ever, so that the engine prepares no batch ahead that could still grow."""
 

@@ -1,6 +1,7 @@
 """Remembered answers: bounded in memory, and a cache service that may be slow, wrong or gone."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -10,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.inference.answer_key import encode
-from services.inference.answers import Answers, MemoryAnswers, SharedAnswers
+from services.inference.answers import Answers, MemoryAnswers
 from services.inference.layout import Values
+from services.inference.shared_answers import SharedAnswers
 from tests.inference.fakes import FakeClock
 
 PATIENT_S = 20.0  # a time-out that only a broken test meets
@@ -29,6 +31,11 @@ def number_of(outputs: Values) -> float:
 
 def key(number: int) -> bytes:
     return number.to_bytes(4)
+
+
+def digest(number: int) -> bytes:
+    """A key as real ones are: every byte of it evenly distributed."""
+    return hashlib.blake2b(key(number)).digest()
 
 
 class FakeCache:
@@ -83,12 +90,12 @@ async def turns(count: int = 5) -> None:
 
 def test_memory_forgets_the_least_recently_used_first() -> None:
     one = MemoryAnswers(1 << 20)
-    one.put(key(0), answer(0))
+    one.put("n", key(0), answer(0))
     memory = MemoryAnswers(3 * one.bytes)
     for number in range(3):
-        memory.put(key(number), answer(number))
+        memory.put("n", key(number), answer(number))
     assert memory.get(key(0)) is not None
-    memory.put(key(3), answer(3))
+    memory.put("n", key(3), answer(3))
     assert [memory.get(key(number)) is not None for number in range(4)] == [True, False, True, True]
 
 
@@ -101,7 +108,7 @@ def test_memory_stays_within_its_bytes_and_never_answers_wrongly(max_bytes: int,
     put: set[int] = set()
     for is_put, number, size in steps:
         if is_put:
-            memory.put(key(number), answer(number, size))
+            memory.put("n", key(number), answer(number, size))
             put.add(number)
         elif (found := memory.get(key(number))) is not None:
             assert number in put
@@ -112,7 +119,7 @@ def test_memory_stays_within_its_bytes_and_never_answers_wrongly(max_bytes: int,
 def test_memory_keeps_copies() -> None:
     """A view would keep its whole batch alive, and change with it."""
     memory, batch = MemoryAnswers(1 << 20), np.ones((4, 8), np.float32)
-    memory.put(key(0), {"y": batch[0]})
+    memory.put("n", key(0), {"y": batch[0]})
     batch[:] = 9
     found = memory.get(key(0))
     assert found is not None
@@ -120,12 +127,24 @@ def test_memory_keeps_copies() -> None:
     assert found["y"].base is None
 
 
+def test_memory_forgets_one_namespace_alone() -> None:
+    memory = MemoryAnswers(1 << 20)
+    for number in range(6):
+        memory.put(f"version {number % 2}", key(number), answer(number))
+    whole = memory.bytes
+    memory.drop("version 1")
+    assert [memory.get(key(number)) is not None for number in range(6)] == [True, False] * 3
+    assert memory.bytes == whole / 2
+    memory.drop("version 0")
+    assert memory.bytes == 0
+
+
 # The cache service
 
 
 async def test_very_large_answers_are_not_remembered() -> None:
     answers = Answers(MemoryAnswers(1 << 24), None)
-    answers.put("n", {key(1): {"logits": np.zeros((512, 1024), np.float32)}, key(2): answer(2.0)})
+    answers.put("n", {key(1): {"logits": np.zeros((512, 1024), np.float32)}, key(2): answer(2.0)}, 0.01)
     assert set(await answers.get("n", [key(1), key(2)])) == {key(2)}
 
 
@@ -309,7 +328,7 @@ async def test_memory_answers_first_and_learns_from_the_service() -> None:
     cache.kept = {key(1): encode(answer(1))}
     async with sharing(cache) as shared:
         answers = Answers(MemoryAnswers(1 << 20), shared)
-        answers.put("n", {key(2): answer(2)})
+        answers.put("n", {key(2): answer(2)}, 0.01)
         for _ in range(3):
             found = await answers.get("n", [key(1), key(2), key(3)])
             assert {name: number_of(outputs) for name, outputs in found.items()} == {key(1): 1, key(2): 2}
@@ -322,6 +341,74 @@ async def test_memory_answers_first_and_learns_from_the_service() -> None:
 async def test_each_layer_may_be_absent(memory: MemoryAnswers | None) -> None:
     answers = Answers(memory, None)
     assert answers.enabled == (memory is not None)
-    answers.put("n", {key(1): answer(1)})
+    answers.put("n", {key(1): answer(1)}, 0.01)
     assert set(await answers.get("n", [key(1)])) == ({key(1)} if memory is not None else set())
     await answers.close()
+
+
+class Slow(FakeCache):
+    """Each call takes `seconds` of the fake clock."""
+
+    def __init__(self, clock: FakeClock, seconds: float) -> None:
+        super().__init__()
+        self._clock = clock
+        self._seconds = seconds
+
+    async def _act(self, items: int) -> None:
+        self._clock.now_s += self._seconds
+        await super()._act(items)
+
+
+async def asked_anew(answers: Answers, numbers: range, clock: FakeClock) -> None:
+    """Calls whose questions nobody has asked before, one each tenth of a second."""
+    for number in numbers:
+        await answers.get("n", [digest(number)])
+        answers.put("n", {digest(number): answer(number)}, 0.001)
+        clock.now_s += 0.1
+        await turns()
+
+
+async def test_a_cache_that_costs_more_than_computing_is_given_up_and_memory_is_not() -> None:
+    clock = FakeClock()
+    cache, switched = Slow(clock, 0.005), list[tuple[str, bool]]()
+    async with sharing(cache, clock=clock) as shared:
+        answers = Answers(MemoryAnswers(1 << 20), shared, switched=lambda layer, on: switched.append((layer, on)), clock=clock)
+        await asked_anew(answers, range(600), clock)
+        assert switched == [("shared", False)]
+        ledger = answers.ledger("n")
+        assert (ledger.memory.on, ledger.shared.on) == (True, False)
+        assert "a lookup takes 5000 µs per row and knows 0.0% of them" in ledger.shared.reason
+        calls = len(cache.gets), len(cache.puts)
+        await asked_anew(answers, range(600, 1100), clock)
+        assert all(0 < after - before < 20 for before, after in zip(calls, (len(cache.gets), len(cache.puts)), strict=True))
+        assert set(await answers.get("n", [digest(1099)])) == {digest(1099)}
+        answers.drop("n")
+        assert switched == [("shared", False), ("shared", True)]
+        assert await answers.get("n", [digest(1099)]) == {}
+
+
+async def test_a_version_is_judged_by_its_own_lookups() -> None:
+    clock = FakeClock()
+    cache = Slow(clock, 0.005)
+    async with sharing(cache, clock=clock) as shared:
+        answers = Answers(None, shared, clock=clock)
+        await asked_anew(answers, range(600), clock)
+        before = len(cache.gets)
+        for number in range(20):
+            await answers.get("another", [digest(number)])
+        assert len(cache.gets) == before + 20
+
+
+async def test_a_cache_that_is_left_alone_is_not_judged() -> None:
+    cache, clock = FakeCache(), FakeClock()
+    cache.fault = ConnectionError("no cache")
+    async with sharing(cache, clock=clock) as shared:
+        answers = Answers(None, shared, clock=clock)
+        await answers.get("n", [digest(0)])
+        assert shared.paused
+        seen = answers.ledger("n").shared.lookup_s
+        for number in range(300):
+            await answers.get("n", [digest(number)])
+            clock.now_s += 0.001
+        assert answers.ledger("n").shared.lookup_s == seen
+        assert answers.ledger("n").shared.on

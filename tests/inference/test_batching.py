@@ -1,21 +1,16 @@
-"""Laws of the batcher, over random interleavings with a clock that the test moves."""
-
-import math
+"""The batcher, case by case; what holds in every case is in test_batching_laws.py."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from services.inference.batching import Batcher, Policy, QueueFull, Reason, Row
-
-
-def linear(rows: int, longest: int) -> float:
-    return 1e-3 + 1e-4 * rows * longest
+from services.inference.batching import Batcher, Policy, QueueFull, Reason
+from services.inference.lanes import Row
+from tests.inference.fakes import Linear
 
 
 def batcher(**bounds: object) -> Batcher[Row]:
-    return Batcher(Policy(**bounds), linear)  # type: ignore[arg-type]
+    return Batcher(Policy(**bounds), Linear())  # type: ignore[arg-type]
 
 
 def filled(lengths: list[int], **bounds: object) -> tuple[Batcher[Row], list[Row]]:
@@ -45,6 +40,20 @@ def test_short_rows_are_not_padded_to_a_long_stranger() -> None:
     assert first is not None
     assert second is not None
     assert {first.longest, second.longest} == {5, 400}
+
+
+def test_a_batch_is_cut_where_shorter_rows_would_be_padding() -> None:
+    queue, rows = filled([5] * 4 + [100] * 4, max_rows=8)
+    batch = queue.poll(0.0).batch
+    assert batch is not None
+    assert set(batch.rows) == set(rows[4:])
+    assert batch.reason is Reason.SPLIT
+
+
+def test_rows_of_other_buckets_wait_for_their_own_batch() -> None:
+    queue, rows = filled([5, 9, 10, 11, 60, 101], buckets=(10, 100), length_aware=False)
+    batches = [queue.poll(0.0).batch for _ in range(3)]
+    assert [set(batch.rows) for batch in batches if batch is not None] == [set(rows[:3]), set(rows[3:5]), {rows[5]}]
 
 
 def test_neighbouring_lengths_share_a_batch() -> None:
@@ -98,6 +107,56 @@ def test_higher_priority_runs_first() -> None:
     batch = queue.poll(0.0).batch
     assert batch is not None
     assert batch.rows == (high,)
+
+
+def test_places_left_go_to_the_longest_and_oldest_of_lower_priority_that_lengthen_nothing() -> None:
+    queue = batcher(max_rows=4)
+    rows = [Row("model", length, priority) for length, priority in ((9, 0), (20, 0), (3, 0), (9, 0), (9, 0), (9, 0), (10, 1))]
+    for row in rows:
+        queue.add(row, 0.0)
+    batch = queue.poll(0.0).batch
+    assert batch is not None
+    assert set(batch.rows) == {rows[6], rows[0], rows[3], rows[4]}
+
+
+def test_an_overdue_row_of_low_priority_takes_one_place_and_not_its_neighbours_too() -> None:
+    queue = batcher(max_rows=4, max_age_s=1.0)
+    low = [Row("model", 8) for _ in range(4)]
+    for row in low:
+        queue.add(row, 0.0)
+    high = [Row("model", 8, priority=1) for _ in range(3)]
+    for row in high:
+        queue.add(row, 0.5)
+    batch = queue.poll(1.0).batch
+    assert batch is not None
+    assert set(batch.rows) == {low[0], *high}
+
+
+def test_a_row_that_would_be_answered_too_late_is_dropped_before_it_runs() -> None:
+    queue = batcher()
+    late, live = Row("model", 100, deadline=0.010), Row("model", 100, deadline=1.0)
+    for row in (late, live):
+        queue.add(row, 0.0)
+    decision = queue.poll(0.0)  # together they take 21 ms
+    assert decision.expired == (late,)
+    assert decision.batch is not None
+    assert decision.batch.rows == (live,)
+
+
+def test_a_batch_prepared_ahead_is_judged_by_when_it_begins() -> None:
+    queue, rows = batcher(max_rows=1), [Row("model", 10, deadline=0.005) for _ in range(2)]
+    for row in rows:
+        queue.add(row, 0.0)
+    assert queue.poll(0.0).batch is not None
+    decision = queue.poll(0.0, begins=0.004, only_full=True)
+    assert decision.batch is None
+    assert decision.expired == (rows[1],)
+
+
+def test_nothing_is_dropped_by_a_prediction_that_cannot_be_trusted() -> None:
+    queue: Batcher[Row] = Batcher(Policy(), Linear(sure_share=0.0))
+    queue.add(Row("model", 100, deadline=0.001), 0.0)
+    assert queue.poll(0.0).batch is not None
 
 
 def test_low_priority_does_not_starve() -> None:
@@ -186,80 +245,3 @@ def test_first_come_is_first_come(lengths: list[int]) -> None:
         orders = sorted(row.order for row in batch.rows)
         assert orders[0] > last
         last = orders[-1]
-
-
-class Interleaving(RuleBasedStateMachine):
-    """Any order of add, discard, poll and passing time."""
-
-    rows = Bundle("rows")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.policy = Policy(max_rows=6, max_tokens=300, max_age_s=2.0, queue_rows=20, queue_tokens=1500)
-        self.queue: Batcher[Row] = Batcher(self.policy, linear)
-        self.now = 0.0
-        self.waiting: set[Row] = set()
-        self.gone: set[Row] = set()
-
-    @rule(
-        target=rows,
-        key=st.sampled_from("ab"),
-        length=st.integers(1, 400),
-        priority=st.integers(0, 2),
-        ttl=st.one_of(st.none(), st.floats(0.1, 5)),
-    )
-    def add(self, key: str, length: int, priority: int, ttl: float | None) -> object:
-        row = Row(key, length, priority, math.inf if ttl is None else self.now + ttl)
-        before = len(self.queue), self.queue.tokens
-        try:
-            self.queue.add(row, self.now)
-        except QueueFull:
-            assert (len(self.queue), self.queue.tokens) == before
-            assert before[0] >= self.policy.queue_rows or before[1] + length > self.policy.queue_tokens
-            return multiple()
-        self.waiting.add(row)
-        return row
-
-    @rule(row=consumes(rows))
-    def discard(self, row: Row) -> None:
-        assert self.queue.discard(row) == (row in self.waiting)
-        self.waiting.discard(row)
-        self.gone.add(row)
-
-    @rule(seconds=st.floats(0.01, 3))
-    def pass_time(self, seconds: float) -> None:
-        self.now += seconds
-
-    @rule(only_full=st.booleans())
-    def poll(self, only_full: bool) -> None:
-        oldest = min(self.waiting, key=lambda row: row.order, default=None)
-        decision = self.queue.poll(self.now, only_full=only_full)
-        for row in decision.expired:
-            assert row.deadline <= self.now
-            self.waiting.remove(row)
-            self.gone.add(row)
-        assert all(row.deadline > self.now for row in self.waiting)
-        if decision.batch is None:
-            assert only_full or not self.waiting
-            return
-        batch = decision.batch
-        assert len({row.key for row in batch.rows}) == 1
-        assert len(batch.rows) <= self.policy.max_rows
-        assert len(batch.rows) == 1 or len(batch.rows) * batch.longest <= self.policy.max_tokens
-        overdue = [row for row in self.waiting if self.now - row.arrived >= self.policy.max_age_s]
-        if overdue and oldest in self.waiting:
-            assert min(overdue, key=lambda row: row.order) in batch.rows
-        elif not overdue:
-            assert max(row.priority for row in self.waiting) in {row.priority for row in batch.rows}
-        for row in batch.rows:
-            self.waiting.remove(row)  # KeyError: it ran twice, or was discarded or expired before
-            self.gone.add(row)
-
-    @invariant()
-    def the_count_is_right(self) -> None:
-        assert len(self.queue) == len(self.waiting)
-        assert self.queue.tokens == sum(row.length for row in self.waiting)
-
-
-Interleaving.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
-TestInterleaving = Interleaving.TestCase

@@ -41,10 +41,9 @@ async def start(clock: FakeClock) -> AsyncIterator[Start]:
 
     def make(backend: HeldBackend, *, instances: int = 1, **policy: int) -> Engine:
         engine = Engine(
-            backend,
+            [backend] * instances,
             TextLayout(minilm_signature()),
             Policy(**policy),
-            instances=instances,
             name="m",
             version=1,
             metrics=Metrics(CollectorRegistry()),
@@ -205,7 +204,7 @@ async def test_a_flight_waits_as_long_as_its_most_patient_caller(start: Start, b
     engine = start(backend)
     blocker = await occupied(engine, backend)
     ask(engine, [5, 6], flights=[b"same"], deadline=clock.now_s + 1)
-    patient = ask(engine, [5, 6], flights=[b"same"], deadline=clock.now_s + 100)
+    patient = ask(engine, [5, 6], flights=[b"same"], deadline=clock.now_s + 10_000)
     clock.now_s += 50
     backend.gate.set()
     assert await patient == [checksum([5, 6])]
@@ -325,7 +324,7 @@ async def test_a_deadline_that_passes_in_the_queue_is_missed_and_the_row_never_r
 ) -> None:
     engine = start(backend)
     blocker = await occupied(engine, backend)
-    late, patient = ask(engine, [2], deadline=clock.now_s + 1), ask(engine, [3], deadline=clock.now_s + 9)
+    late, patient = ask(engine, [2], deadline=clock.now_s + 1), ask(engine, [3], deadline=clock.now_s + 10_000)
     clock.now_s += 2
     backend.gate.set()
     with pytest.raises(DeadlineMissed):

@@ -292,10 +292,10 @@ async def test_models_are_listed_with_their_state(door: Door, stocked: Repositor
     versions = [model for model in response.models if model.version == 1]  # another test's plain@2 may be draining
     found = {model.name: model for model in versions}
     assert {name: model.backend for name, model in found.items()} == {
-        "torch": "torch",
-        "onnx": "onnxruntime",
-        "topics": "torch",
-        "plain": "onnxruntime",
+        "torch": "torch, 1 x 1 threads",
+        "onnx": "onnxruntime, 1 x 1 threads",
+        "topics": "torch, 1 x 1 threads",
+        "plain": "onnxruntime, 1 x 1 threads",
     }
     for model in versions:
         assert (model.state, list(model.channels)) == (pb.LOAD_STATE_READY, ["stable"])

@@ -11,7 +11,7 @@ from typing import Any, Self
 import grpc
 from numpy.typing import NDArray
 
-from hone import channel, folders, results
+from hone import channel, folders, results, specs
 from hone.aio_datasets import Datasets
 from hone.cache.v1 import cache_pb2, cache_pb2_grpc
 from hone.client import NOT_YET, PASSING, POLL_S, WATCH_TIMEOUT_S, cached_values, put_request
@@ -67,10 +67,11 @@ class Client:
         truncate: bool = False,
         bypass_cache: bool = False,
         priority: int = 0,
+        sticky_key: str = "",
         timeout: float | None = None,
     ) -> results.Embeddings:
         """Vectors of texts. Raises grpc.RpcError."""
-        options = inference_pb2.CallOptions(truncate=truncate, bypass_cache=bypass_cache, priority=priority)
+        options = inference_pb2.CallOptions(truncate=truncate, bypass_cache=bypass_cache, priority=priority, sticky_key=sticky_key)
         request = inference_pb2.EmbedRequest(model=model, texts=texts, options=options)
         return results.embeddings(await self._inference.Embed(request, timeout=timeout or self._timeout))
 
@@ -83,10 +84,11 @@ class Client:
         truncate: bool = False,
         bypass_cache: bool = False,
         priority: int = 0,
+        sticky_key: str = "",
         timeout: float | None = None,
     ) -> results.Classifications:
         """Labels of texts, the `top_k` most probable of each (0: all). Raises grpc.RpcError."""
-        options = inference_pb2.CallOptions(truncate=truncate, bypass_cache=bypass_cache, priority=priority)
+        options = inference_pb2.CallOptions(truncate=truncate, bypass_cache=bypass_cache, priority=priority, sticky_key=sticky_key)
         request = inference_pb2.ClassifyRequest(model=model, texts=texts, top_k=top_k, options=options)
         return results.classifications(await self._inference.Classify(request, timeout=timeout or self._timeout))
 
@@ -98,10 +100,11 @@ class Client:
         *,
         bypass_cache: bool = False,
         priority: int = 0,
+        sticky_key: str = "",
         timeout: float | None = None,
     ) -> results.Predictions:
         """Named arrays to named arrays, rows first. Raises grpc.RpcError, TypeError for a dtype that cannot be sent."""
-        options = inference_pb2.CallOptions(bypass_cache=bypass_cache, priority=priority)
+        options = inference_pb2.CallOptions(bypass_cache=bypass_cache, priority=priority, sticky_key=sticky_key)
         request = results.predict_request(model, inputs, tuple(outputs), options)
         return results.predictions(await self._inference.Predict(request, timeout=timeout or self._timeout))
 
@@ -141,6 +144,20 @@ class Client:
     async def statistics(self, model: str = "") -> inference_pb2.GetStatisticsResponse:
         """Counters of the replica that answers."""
         return await self._inference.GetStatistics(inference_pb2.GetStatisticsRequest(model=model), timeout=self._timeout)
+
+    async def record_outcome(
+        self, served: inference_pb2.Served, name: str, observed: bool | float, *, count: int = 1, idempotency_key: str = ""
+    ) -> bool:
+        """Records what came of an answer whose model's calls are split; see `hone.Client.record_outcome`."""
+        request = specs.outcome(served, name, observed, count=count, idempotency_key=idempotency_key)
+        return (await self._inference.RecordOutcome(request, timeout=self._timeout)).counted
+
+    async def experiment(
+        self, model: str, channel: str = "", *, alpha: float = 0, minimum_effect: float | None = None, power: float = 0
+    ) -> inference_pb2.GetExperimentResponse:
+        """What a split's arms did; see `hone.Client.experiment`."""
+        request = inference_pb2.GetExperimentRequest(model=model, channel=channel, alpha=alpha, minimum_effect=minimum_effect, power=power)
+        return await self._inference.GetExperiment(request, timeout=self._timeout)
 
 
 class Models:
@@ -207,6 +224,24 @@ class Models:
 
     async def delete(self, name: str, version: int) -> None:
         await self._stub.DeleteVersion(models_pb2.DeleteVersionRequest(name=name, version=version), timeout=self._timeout)
+
+    async def set_traffic(self, name: str, traffic: models_pb2.Traffic, channel: str = "") -> models_pb2.Traffic:
+        """Splits a channel's calls (see `hone.specs.traffic`); answers the split with its revision."""
+        request = models_pb2.SetTrafficRequest(name=name, channel=channel, traffic=traffic)
+        return (await self._stub.SetTraffic(request, timeout=self._timeout)).traffic
+
+    async def traffic(self, name: str, channel: str = "") -> models_pb2.Traffic:
+        """A channel's split; without arms where its calls are not split."""
+        return (await self._stub.GetTraffic(models_pb2.GetTrafficRequest(name=name, channel=channel), timeout=self._timeout)).traffic
+
+    async def clear_traffic(self, name: str, channel: str = "") -> None:
+        """Ends a channel's split: the version that it points at answers all of its calls."""
+        await self._stub.ClearTraffic(models_pb2.ClearTrafficRequest(name=name, channel=channel), timeout=self._timeout)
+
+    async def promote_arm(self, name: str, arm: str, channel: str = "") -> models_pb2.ModelVersion:
+        """Points a channel at an arm's version and ends its split."""
+        request = models_pb2.PromoteArmRequest(name=name, channel=channel, arm=arm)
+        return (await self._stub.PromoteArm(request, timeout=self._timeout)).model
 
 
 class Jobs:

@@ -12,13 +12,17 @@ TIMEOUT_S = 30.0
 # Where `python -m services` listens.
 LOCAL = MappingProxyType({"optimization": "127.0.0.1:7001", "inference": "127.0.0.1:7002", "cache": "127.0.0.1:7003"})
 
-# Calls that give the same result when made twice. RollBack, DeleteVersion and UnloadModel do not and are made once.
+# Calls that give the same result when made twice. RollBack, PromoteArm, DeleteVersion, UnloadModel and RecordOutcome do not and are
+# made once.
 SAFE: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "hone.inference.v1.InferenceService": ("Embed", "Classify", "Predict", "ListModels", "LoadModel", "GetStatistics"),
+        "hone.inference.v1.InferenceService": ("Embed", "Classify", "Predict", "ListModels", "LoadModel", "GetStatistics", "GetExperiment"),
         "hone.optimization.v1.JobService": ("CreateJob", "GetJob", "ListJobs", "CancelJob", "ListTechniques"),
         "hone.repository.v1.DatasetService": ("GetUpload", "GetDataset", "ListDatasets", "PreviewDataset"),
-        "hone.repository.v1.ModelService": ("GetUpload", "GetModel", "ListModels", "SetChannel"),
+        "hone.repository.v1.ModelService": (
+            *("GetUpload", "GetModel", "ListModels", "SetChannel"),
+            *("SetTraffic", "GetTraffic", "ClearTraffic"),
+        ),
         "hone.cache.v1.CacheService": ("Get", "Put", "Delete", "Clear", "GetStats"),
     }
 )

@@ -76,10 +76,11 @@ class Client:
         truncate: bool = False,
         bypass_cache: bool = False,
         priority: int = 0,
+        sticky_key: str = "",
         timeout: float | None = None,
     ) -> results.Embeddings:
         """Vectors of texts. Raises grpc.RpcError."""
-        options = inference_pb2.CallOptions(truncate=truncate, bypass_cache=bypass_cache, priority=priority)
+        options = inference_pb2.CallOptions(truncate=truncate, bypass_cache=bypass_cache, priority=priority, sticky_key=sticky_key)
         request = inference_pb2.EmbedRequest(model=model, texts=texts, options=options)
         return results.embeddings(self._inference.Embed(request, timeout=timeout or self._timeout))
 
@@ -92,10 +93,11 @@ class Client:
         truncate: bool = False,
         bypass_cache: bool = False,
         priority: int = 0,
+        sticky_key: str = "",
         timeout: float | None = None,
     ) -> results.Classifications:
         """Labels of texts, the `top_k` most probable of each (0: all). Raises grpc.RpcError."""
-        options = inference_pb2.CallOptions(truncate=truncate, bypass_cache=bypass_cache, priority=priority)
+        options = inference_pb2.CallOptions(truncate=truncate, bypass_cache=bypass_cache, priority=priority, sticky_key=sticky_key)
         request = inference_pb2.ClassifyRequest(model=model, texts=texts, top_k=top_k, options=options)
         return results.classifications(self._inference.Classify(request, timeout=timeout or self._timeout))
 
@@ -107,10 +109,11 @@ class Client:
         *,
         bypass_cache: bool = False,
         priority: int = 0,
+        sticky_key: str = "",
         timeout: float | None = None,
     ) -> results.Predictions:
         """Named arrays to named arrays, rows first. Raises grpc.RpcError, TypeError for a dtype that cannot be sent."""
-        options = inference_pb2.CallOptions(bypass_cache=bypass_cache, priority=priority)
+        options = inference_pb2.CallOptions(bypass_cache=bypass_cache, priority=priority, sticky_key=sticky_key)
         request = results.predict_request(model, inputs, tuple(outputs), options)
         return results.predictions(self._inference.Predict(request, timeout=timeout or self._timeout))
 
@@ -150,6 +153,37 @@ class Client:
     def statistics(self, model: str = "") -> inference_pb2.GetStatisticsResponse:
         """Counters of the replica that answers."""
         return self._inference.GetStatistics(inference_pb2.GetStatisticsRequest(model=model), timeout=self._timeout)
+
+    def record_outcome(
+        self, served: inference_pb2.Served, name: str, observed: bool | float, *, count: int = 1, idempotency_key: str = ""
+    ) -> bool:
+        """Records what came of an answer whose model's calls are split: a success or none, or a value.
+
+        Args:
+            served: of the answer; it tells the arm.
+            name: what is measured, such as `click`.
+            count: how many observations of this kind.
+            idempotency_key: the same key again is not counted.
+
+        Returns whether it was counted. Raises grpc.RpcError.
+        """
+        request = specs.outcome(served, name, observed, count=count, idempotency_key=idempotency_key)
+        return self._inference.RecordOutcome(request, timeout=self._timeout).counted
+
+    def experiment(
+        self, model: str, channel: str = "", *, alpha: float = 0, minimum_effect: float | None = None, power: float = 0
+    ) -> inference_pb2.GetExperimentResponse:
+        """What a split's arms did: calls, latency, outcomes with intervals that hold at every look, and the shadow's agreement.
+
+        Args:
+            alpha: chance of a false alarm over the experiment's life; 0: the server's default.
+            minimum_effect: asks how many outcomes a test at a fixed horizon needs to find a difference of this size.
+            power: the chance to find it; 0: the server's default.
+
+        Raises grpc.RpcError.
+        """
+        request = inference_pb2.GetExperimentRequest(model=model, channel=channel, alpha=alpha, minimum_effect=minimum_effect, power=power)
+        return self._inference.GetExperiment(request, timeout=self._timeout)
 
 
 class Models:
@@ -220,6 +254,24 @@ class Models:
 
     def delete(self, name: str, version: int) -> None:
         self._stub.DeleteVersion(models_pb2.DeleteVersionRequest(name=name, version=version), timeout=self._timeout)
+
+    def set_traffic(self, name: str, traffic: models_pb2.Traffic, channel: str = "") -> models_pb2.Traffic:
+        """Splits a channel's calls (see `hone.specs.traffic`); answers the split with its revision."""
+        request = models_pb2.SetTrafficRequest(name=name, channel=channel, traffic=traffic)
+        return self._stub.SetTraffic(request, timeout=self._timeout).traffic
+
+    def traffic(self, name: str, channel: str = "") -> models_pb2.Traffic:
+        """A channel's split; without arms where its calls are not split."""
+        return self._stub.GetTraffic(models_pb2.GetTrafficRequest(name=name, channel=channel), timeout=self._timeout).traffic
+
+    def clear_traffic(self, name: str, channel: str = "") -> None:
+        """Ends a channel's split: the version that it points at answers all of its calls."""
+        self._stub.ClearTraffic(models_pb2.ClearTrafficRequest(name=name, channel=channel), timeout=self._timeout)
+
+    def promote_arm(self, name: str, arm: str, channel: str = "") -> models_pb2.ModelVersion:
+        """Points a channel at an arm's version and ends its split."""
+        request = models_pb2.PromoteArmRequest(name=name, channel=channel, arm=arm)
+        return self._stub.PromoteArm(request, timeout=self._timeout).model
 
 
 class Jobs:

@@ -1,9 +1,11 @@
-"""Job specifications from plain Python values."""
+"""Job specifications, splits of traffic and outcomes from plain Python values."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from hone.inference.v1 import inference_pb2
 from hone.optimization.v1 import jobs_pb2 as pb
+from hone.repository.v1 import models_pb2
 
 # A recipe is its steps: ("export_onnx", {"opset": 17}) or just "export_onnx".
 StepLike: TypeAlias = str | tuple[str, Mapping[str, Any]]
@@ -63,6 +65,55 @@ def data(found: DataLike) -> pb.Data | None:
     texts = [entry if isinstance(entry, str) else entry[0] for entry in found]
     labels = [entry[1] for entry in found if not isinstance(entry, str)]
     return pb.Data(texts=texts, labels=labels) if texts else None
+
+
+def traffic(
+    arms: Mapping[str, tuple[int, float]],
+    *,
+    shadow: tuple[int, float] | None = None,
+    max_error_rate: float | None = None,
+    max_p99_ratio: float | None = None,
+    min_agreement: float | None = None,
+    min_calls: int = 0,
+    experiment: str = "",
+    revision: int = 0,
+) -> models_pb2.Traffic:
+    """How a channel's calls are split, as the contract describes it.
+
+    Args:
+        arms: name to version and weight; the first is the control and has the version that the channel points at.
+        shadow: version and share of the control's calls that are copied for it.
+        revision: of the split that this one is to replace; 0 replaces whatever there is.
+    """
+    return models_pb2.Traffic(
+        experiment=experiment,
+        arms=[models_pb2.Arm(name=name, version=version, weight=weight) for name, (version, weight) in arms.items()],
+        shadow=models_pb2.Shadow(version=shadow[0], share=shadow[1]) if shadow is not None else None,
+        guardrails=models_pb2.Guardrails(
+            max_error_rate=max_error_rate, max_p99_ratio=max_p99_ratio, min_agreement=min_agreement, min_calls=min_calls
+        ),
+        revision=revision,
+    )
+
+
+def outcome(
+    served: inference_pb2.Served, name: str, observed: bool | float, *, count: int, idempotency_key: str
+) -> inference_pb2.RecordOutcomeRequest:
+    """What came of an answer: True and False are a success and none, any other number is a value."""
+    made = inference_pb2.RecordOutcomeRequest(
+        model=served.model,
+        channel=served.channel,
+        variant=served.variant,
+        revision=served.revision,
+        name=name,
+        count=count,
+        idempotency_key=idempotency_key,
+    )
+    if isinstance(observed, bool):
+        made.success = observed
+    else:
+        made.value = observed
+    return made
 
 
 def _recipe(name: str, steps: Sequence[StepLike]) -> pb.Recipe:

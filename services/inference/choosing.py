@@ -1,0 +1,58 @@
+"""How many instances a version gets, with how many threads each: as told, as advised, or what answers most rows here."""
+
+import structlog
+
+from services.inference.host import Host
+from services.inference.opening import Opened, Opener
+from services.inference.parallelism import Parallelism, advised, candidates
+from services.inference.settings import InferenceSettings, Isolation
+from services.inference.warming import rows_per_second
+from services.repository.manifest import Manifest
+from services.repository.programs import check_origin
+from services.repository.store import Repository
+
+log = structlog.get_logger("hone.choosing")
+
+MOST_PROCESSES = 4  # compared, where each instance is a process and holds the weights once more
+
+
+def open_version(repository: Repository, manifest: Manifest, settings: InferenceSettings, host: Host) -> Opened:
+    """A version's warm backends.
+
+    Raises:
+        BackendError, ForeignProgram, Damaged, OSError: it cannot be served.
+    """
+    check_origin(manifest)
+    return Opener(repository, manifest, settings, choose(repository, manifest, settings, host)).open()
+
+
+def choose(repository: Repository, manifest: Manifest, settings: InferenceSettings, host: Host) -> Parallelism:
+    """By the settings, else by the version's recipe, else by measuring, once for each digest. Raises as `open_version`."""
+    cores = len(settings.cores)
+    if settings.instances or settings.threads:
+        return settings.parallelism
+    if (advice := advised(manifest.recipe, cores)) is not None:
+        return advice
+    if not settings.tune_s or cores == 1:
+        return settings.parallelism
+    with host.measuring:  # one at a time: they would measure one another
+        if manifest.digest not in host.measured:
+            host.measured[manifest.digest] = _measured(repository, manifest, settings)
+    return host.measured[manifest.digest]
+
+
+def _measured(repository: Repository, manifest: Manifest, settings: InferenceSettings) -> Parallelism:
+    """Each is loaded and closed again: keeping the best so far would hold the weights twice while the next one is tried."""
+    most = MOST_PROCESSES if settings.isolation is Isolation.PROCESS else len(settings.cores)
+    compared = candidates(len(settings.cores), most)
+    rates: dict[Parallelism, float] = {}
+    for parallelism in compared:
+        candidate = Opener(repository, manifest, settings, parallelism).open()
+        try:
+            rates[parallelism] = rows_per_second(candidate.backends, manifest.signature, settings.tune_s / len(compared))
+        finally:
+            candidate.close()
+    best = max(compared, key=rates.__getitem__)
+    told = {str(parallelism): round(rate) for parallelism, rate in rates.items()}
+    log.info("instances measured", model=manifest.reference, chosen=str(best), rows_per_second=told)
+    return best
