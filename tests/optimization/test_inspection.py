@@ -198,7 +198,7 @@ def test_onnx_that_reaches_out_is_refused(tmp_path: Path, content: dict[str, str
         inspect_folder(onnx_upload(tmp_path / "upload", **content))
 
 
-@pytest.mark.parametrize("content", [b"", b"\x08", b"not onnx at all", os.urandom(64)])
+@pytest.mark.parametrize("content", [b"", b"\x08", b"not onnx at all", bytes(range(255, 191, -1))])
 def test_onnx_garbage(tmp_path: Path, content: bytes) -> None:
     from services.optimization.uploads.parsing import parse_folder
 
