@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Most tests wait for processes that they start: more of them at once use the cores better.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 2
 PROTOS := $(shell find protos -name '*.proto')
 
 .PHONY: setup demo test test-compose lint format up down bench clean

@@ -9,6 +9,7 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from hone.cli import app
+from hone.cli.show import console
 from hone.cli.top import Fleet, quantile
 from hone.inference.v1 import inference_pb2 as pb
 from hone.inference.v1 import inference_pb2_grpc
@@ -151,7 +152,7 @@ def service() -> Iterator[str]:
 
 
 def test_once_prints_one_table_and_ends(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "width", 200)  # a narrow terminal shortens figures
     done = CliRunner().invoke(app, ["--inference", service, "top", "--once", "--interval", "0.05"])
     assert done.exit_code == 0, done.output
     assert float(cells(done.output, "m@1")[2]) > 0
