@@ -1,6 +1,7 @@
 """Health, reflection, limits, the port, and an orderly stop."""
 
 import asyncio
+import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
@@ -186,3 +187,26 @@ async def test_the_probe_ends_with_0_only_when_serving(serve: Serve) -> None:
         address = f"127.0.0.1:{served.server.port}"
         assert await probe_status(address, "test.Service") == 0
         assert await probe_status(address, "nobody") == 1
+
+
+_STARTING_PROGRAMS = """
+import services, asyncio, grpc, sys, uvloop
+
+async def main():
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+    await channel.channel_ready()
+    for _ in range(20):
+        child = await asyncio.create_subprocess_exec(sys.executable, "-S", "-c", "", start_new_session=True)
+        assert await child.wait() == 0
+    await server.stop(None)
+
+uvloop.run(main())
+"""
+
+
+def test_a_service_starts_programs_without_running_grpc_in_the_fork() -> None:
+    done = subprocess.run([sys.executable, "-c", _STARTING_PROGRAMS], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
