@@ -21,7 +21,7 @@ from services.repository.manifest import Manifest
 
 BATCHES = (8, 16, 32, 64, 128)
 TRAINING = {"max_tokens": 48, "patience": 0, "validation_share": 0.02}
-STUDENT = {**TRAINING, "epochs": 2, "learning_rate": 2e-4}
+STUDENT = {**TRAINING, "epochs": 1, "learning_rate": 3e-4}
 SMALL_STUDENT = {**TRAINING, "epochs": 8, "learning_rate": 5e-4}
 CHAINS: Mapping[str, Sequence[StepLike]] = {
     "chain": [

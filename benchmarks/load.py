@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from itertools import count
 
 import grpc
+import uvloop
 from hone.channel import options
 from hone.inference.v1 import inference_pb2 as pb
 
@@ -79,16 +80,18 @@ async def _load(plan: Plan) -> Load:
                 except grpc.aio.AioRpcError:
                     failed += 1
                     continue
-                if sent >= begin:
-                    latencies.append(time.monotonic() - sent)
+                # What is answered later was answered by a server with fewer callers than it was to be measured with.
+                if begin <= (now := time.monotonic()) < end:
+                    latencies.append(now - sent)
 
         callers = [asyncio.create_task(caller()) for _ in range(plan.callers)]
         await asyncio.sleep(plan.warm_s)
         before = _cpu_seconds()
+        await asyncio.sleep(end - time.monotonic())
+        used = _cpu_seconds() - before
         await asyncio.gather(*callers)
-        used, seconds = _cpu_seconds() - before, time.monotonic() - begin
     latencies.sort()
-    return Load(len(latencies), failed, seconds, percentile(latencies, 0.5) * 1e3, percentile(latencies, 0.99) * 1e3, used)
+    return Load(len(latencies), failed, plan.seconds, percentile(latencies, 0.5) * 1e3, percentile(latencies, 0.99) * 1e3, used)
 
 
 def _cpu_seconds() -> float:
@@ -97,4 +100,4 @@ def _cpu_seconds() -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(asyncio.run(_load(Plan(**json.load(sys.stdin)))))))
+    print(json.dumps(asdict(uvloop.run(_load(Plan(**json.load(sys.stdin)))))))

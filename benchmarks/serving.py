@@ -134,16 +134,17 @@ def _measure(
             for callers in options.callers:
                 for mode, address in servers.items():
                     _one(cells[kind, callers, mode], load.Plan(address, "bench", texts[kind], callers, options.seconds))
+                raw[kind].append(raw_engine.run(plan))  # again: the machine's speed drifts within a round
     return cells, raw
 
 
 def _one(cell: Cell, plan: load.Plan) -> None:
     with hone.Client(inference=plan.address) as client:
-        before = client.statistics().cpu_seconds
+        before = client.statistics()
         cell.loads.append(load.run(plan))
-        used = client.statistics().cpu_seconds - before
-    share = plan.seconds / (plan.seconds + plan.warm_s)  # the warm-up is not among the requests counted
-    cell.server_cpu_s.append(used * share)
+        after = client.statistics()
+    requests = after.models[0].requests - before.models[0].requests  # of the warm-up and the last answers too, as the processor's time is
+    cell.server_cpu_s.append((after.cpu_seconds - before.cpu_seconds) * cell.loads[-1].requests / requests)
 
 
 def _show(options: argparse.Namespace, cells: dict[tuple[str, int, str], Cell], raw: dict[str, list[float]]) -> None:

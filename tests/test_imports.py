@@ -47,7 +47,7 @@ PLACES = {
 }
 
 PURE = (
-    "services.inference.histogram",
+    "services.chassis.histogram",
     "services.inference.backoff",
     "services.inference.admission",
     "services.inference.batching",

@@ -53,7 +53,6 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._refusing = False
         self._running = 0  # calls with one answer; streams are ended by the server's stop
         self._idle = asyncio.Event()
-        self._idle.set()
 
     async def drain(self, grace_s: float) -> None:
         """From now on answers UNAVAILABLE; returns when the running calls with one answer have ended, or after `grace_s`.
@@ -61,6 +60,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
         gRPC's own stop answers what arrives meanwhile with CANCELLED, which no caller repeats.
         """
         self._refusing = True
+        if not self._running:
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
@@ -95,30 +96,22 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
         async def answer(request: Any, context: Context) -> Any:
             with self._metrics.call(method) as outcome, Call(context) as call, self._telling(method, context, outcome):
+                self._running += 1
                 try:
-                    with self._taking():
-                        if context.time_remaining() is not None:
-                            return await behaviour(read(request), context)
-                        async with asyncio.timeout(deadline_s):
-                            return await behaviour(read(request), context)
+                    if self._refusing:
+                        raise Unavailable("the server is stopping")
+                    if context.time_remaining() is not None:
+                        return await behaviour(read(request), context)
+                    async with asyncio.timeout(deadline_s):
+                        return await behaviour(read(request), context)
                 except Exception as error:
                     await self._refuse(method, context, error, call, outcome)
+                finally:
+                    self._running -= 1
+                    if self._refusing and not self._running:
+                        self._idle.set()
 
         return answer
-
-    @contextmanager
-    def _taking(self) -> Iterator[None]:
-        """Counts a call while it runs. Raises Unavailable while the server stops."""
-        if self._refusing:
-            raise Unavailable("the server is stopping")
-        self._running += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
 
     def _streaming(
         self, method: str, behaviour: Callable[[Any, Context], Any], read: Callable[[Any], Any]

@@ -1,23 +1,46 @@
 """Prometheus metrics of a server and the port they are read from."""
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from itertools import accumulate
+from types import TracebackType
+from typing import Self
 
 import grpc
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from services.chassis.histogram import Histogram
 
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_METHOD = ("grpc_service", "grpc_method")
 
 
-@dataclass(slots=True)
 class Outcome:
-    """When a call began and how it ended; `begun` is on the monotonic clock."""
+    """One call for the length of a `with` block: when it began, on the monotonic clock, and how it ended.
 
-    begun: float
-    code: grpc.StatusCode = grpc.StatusCode.OK
+    A class: contextlib's generators cost several times as much, at every call.
+    """
+
+    __slots__ = ("_counts", "begun", "code")
+
+    def __init__(self, counts: "_MethodCounts") -> None:
+        self._counts = counts
+        self.begun = time.monotonic()
+        self.code = grpc.StatusCode.OK
+
+    def __enter__(self) -> Self:
+        self._counts.started += 1
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None:
+            self.gone()
+        self._counts.seconds.observe(time.monotonic() - self.begun)
+        self._counts.ended[self.code] += 1
 
     def gone(self) -> None:
         """A call that neither answers nor refuses was cancelled by its caller."""
@@ -25,55 +48,65 @@ class Outcome:
             self.code = grpc.StatusCode.CANCELLED
 
 
-class CallMetrics:
-    """Calls by method and code, and their latency, under the names that gRPC dashboards expect."""
+class _MethodCounts:
+    def __init__(self, method: str) -> None:
+        service, _, name = method.lstrip("/").partition("/")
+        self.labels: tuple[str, ...] = (service, name)
+        self.started = 0
+        self.ended: Counter[grpc.StatusCode] = Counter()
+        self.seconds = Histogram(LATENCY_BUCKETS_S)
+
+
+class CallMetrics(Collector):
+    """Calls by method and code, and their latency, under the names that gRPC dashboards expect.
+
+    Counted on the event loop's thread and read when Prometheus asks: prometheus_client's own counters take a lock each, at every call.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._started = Counter("grpc_server_started_total", "Calls begun.", ["grpc_service", "grpc_method"], registry=registry)
-        self._handled = Counter(
-            "grpc_server_handled_total", "Calls ended, by status code.", ["grpc_service", "grpc_method", "grpc_code"], registry=registry
-        )
-        self._seconds = Histogram(
-            "grpc_server_handling_seconds",
-            "Time from the call's start to its end.",
-            ["grpc_service", "grpc_method"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
-        )
-        self._running = Gauge("grpc_server_in_flight", "Calls begun and not ended.", registry=registry)
-        self._ready = Gauge("hone_ready", "1 where a service can do its work now.", ["grpc_service"], registry=registry)
-        # Only methods that exist come here, so there are few; looked up by label at each call they cost more than timing it.
-        self._of = cache(self._children)
-        self._ended = cache(self._counter)
+        self._methods: dict[str, _MethodCounts] = {}  # only methods that exist come here, so there are few
+        self._ready: dict[str, bool] = {}
+        registry.register(self)
 
-    @contextmanager
-    def call(self, method: str) -> Iterator[Outcome]:
-        """Times one call; `method` is `/package.Service/Method`."""
-        service, _, name = method.lstrip("/").partition("/")
-        started, seconds = self._of(service, name)
-        started.inc()
-        self._running.inc()
-        outcome = Outcome(time.monotonic())
-        try:
-            yield outcome
-        except BaseException:
-            outcome.gone()
-            raise
-        finally:
-            self._running.dec()
-            seconds.observe(time.monotonic() - outcome.begun)
-            self._ended(service, name, outcome.code).inc()
+    def call(self, method: str) -> Outcome:
+        """Counts and times one call; `method` is `/package.Service/Method`."""
+        counts = self._methods.get(method)
+        if counts is None:
+            counts = self._methods[method] = _MethodCounts(method)
+        return Outcome(counts)
 
     def ready(self, service: str, ready: bool) -> None:
         """What health tells of `service`; "", the process itself, is Prometheus' own `up`."""
         if service:
-            self._ready.labels(service).set(ready)
+            self._ready[service] = ready
 
-    def _children(self, service: str, name: str) -> tuple[Counter, Histogram]:
-        return self._started.labels(service, name), self._seconds.labels(service, name)
+    def collect(self) -> Iterable[Metric]:
+        """Called in the metrics port's thread."""
+        methods = list(self._methods.values())
+        started = CounterMetricFamily("grpc_server_started", "Calls begun.", labels=_METHOD)
+        handled = CounterMetricFamily("grpc_server_handled", "Calls ended, by status code.", labels=(*_METHOD, "grpc_code"))
+        running = 0
+        for counts in methods:
+            ended = dict(counts.ended)
+            running += max(0, counts.started - sum(ended.values()))
+            started.add_metric(counts.labels, counts.started)
+            for code, calls in ended.items():
+                handled.add_metric((*counts.labels, code.name), calls)
+        taken = {counts.labels: counts.seconds for counts in methods}
+        seconds = histograms("grpc_server_handling_seconds", "Time from the call's start to its end.", _METHOD, taken)
+        ready = GaugeMetricFamily("hone_ready", "1 where a service can do its work now.", labels=("grpc_service",))
+        for service, value in list(self._ready.items()):
+            ready.add_metric((service,), float(value))
+        return started, handled, seconds, GaugeMetricFamily("grpc_server_in_flight", "Calls begun and not ended.", value=running), ready
 
-    def _counter(self, service: str, name: str, code: grpc.StatusCode) -> Counter:
-        return self._handled.labels(service, name, code.name)
+
+def histograms(name: str, text: str, labels: Sequence[str], values: Mapping[tuple[str, ...], Histogram]) -> HistogramMetricFamily:
+    """Histograms by the values of their labels. Prometheus wants the counts summed up from the least bound on."""
+    family = HistogramMetricFamily(name, text, labels=labels)
+    for key, histogram in values.items():
+        bounds = [*map(str, map(float, histogram.bounds)), "+Inf"]
+        family.add_metric(key, list(zip(bounds, accumulate(list(histogram.counts)), strict=True)), histogram.sum)
+    return family
 
 
 @contextmanager

@@ -1,9 +1,8 @@
 """The one path of every inference call, whatever door it came through: find, encode, remember, run, account."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from services.backends import Array
@@ -11,8 +10,8 @@ from services.chassis import tracing
 from services.chassis.faults import InvalidField, WrongState
 from services.inference.answer_key import answer_key
 from services.inference.answers import Answers, Ledger
-from services.inference.engine import Engine
-from services.inference.layout import Values, per_token_outputs, stack
+from services.inference.calls import Call, Options, Result, Served
+from services.inference.layout import per_token_outputs, stack
 from services.inference.models import Models
 from services.inference.rows import IDS, tensor_rows
 from services.inference.served import ServedVersion
@@ -25,46 +24,6 @@ from services.repository.manifest import Signature, Task
 MAX_STICKY_CHARS = 256
 LOWEST_PRIORITY = -1  # below every caller's
 _CALLS = {Task.EMBEDDING: "Embed", Task.CLASSIFICATION: "Classify"}
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """`deadline` is on the monotonic clock. Calls of equal `sticky_key` get the same variant of a model whose traffic is split."""
-
-    truncate: bool = False
-    bypass_cache: bool = False
-    priority: int = 0
-    deadline: float = math.inf
-    sticky_key: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """Where an answer came from and where its time went; see the contract's message of the same name.
-
-    `variant` is the arm where the channel's calls are split, by the split's `revision`, else the channel.
-    """
-
-    model: str
-    version: int
-    variant: str
-    cached_rows: int
-    tokens: int
-    batch_rows: int
-    queue_ns: int
-    tokenization_ns: int
-    compute_ns: int
-    channel: str = ""
-    revision: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """Outputs with the rows as first dimension, in the order asked."""
-
-    outputs: Mapping[str, Array]
-    served: Served
-    labels: tuple[str, ...] = ()
 
 
 class Core:
@@ -113,9 +72,8 @@ class Core:
             tokenization_ns = time.monotonic_ns() - begun
             engine.statistics.tokenization_ns += tokenization_ns
             engine.metrics.tokenization_seconds.observe(tokenization_ns / 1e9)
-            return await self._run(
-                served, channel, route, engine, [{IDS: row} for row in ids], wanted, options, tokenization_ns, max(map(len, ids))
-            )
+            rows = [{IDS: row} for row in ids]
+            return await self._run(Call(served, engine, route, channel, rows, wanted, options, max(map(len, ids)), tokenization_ns))
 
     async def run_tensors(self, reference: str, inputs: Mapping[str, Array], outputs: Sequence[str], options: Options) -> Result:
         """Answers named tensors [rows, …]. Raises the faults that the contract lists."""
@@ -144,74 +102,44 @@ class Core:
         self._check_rows("inputs", len(rows))
         with served.lend() as engine:
             tokens = inputs[IDS].shape[1] if served.signature.task.takes_text else 0
-            return await self._run(served, channel, route, engine, rows, wanted, options, 0, tokens)
+            return await self._run(Call(served, engine, route, channel, rows, wanted, options, tokens))
 
     def _check_rows(self, field: str, rows: int) -> None:
         if not 0 < rows <= self._max_rows:
             raise InvalidField(field, f"must be 1 to {self._max_rows} rows, not {rows}")
 
-    async def _run(
-        self,
-        served: ServedVersion,
-        channel: str,
-        route: Route,
-        engine: Engine,
-        rows: Sequence[Values],
-        outputs: tuple[str, ...],
-        options: Options,
-        tokenization_ns: int,
-        padded_tokens: int = 0,
-    ) -> Result:
-        """`padded_tokens` is the length of the request's rows, which answers per token have too."""
-        variant = route.arm or channel
+    async def _run(self, call: Call) -> Result:
+        served, engine, variant = call.served, call.engine, call.variant
         tracing.note({"hone.model": served.manifest.name, "hone.version": served.manifest.version, "hone.variant": variant})
         counted = engine.statistics
         counted.requests += 1
-        counted.rows += len(rows)
-        begun = time.monotonic_ns() - tokenization_ns
+        counted.rows += len(call.rows)
+        begun = time.monotonic_ns() - call.tokenization_ns
         try:
-            with engine.variants.running_call(variant, options.deadline):
-                answers = await self._answer(served, engine, rows, outputs, options)
+            with engine.variants.running_call(variant, call.options.deadline):
+                answers = await self._answer(call)
         except Exception:
             counted.failed_requests += 1
             engine.times.failed(time.monotonic_ns() - begun)
             raise
         computed = time.monotonic_ns()
-        cached = sum(answer.batch_rows == 0 for answer in answers)
+        result = _result(call, answers)
+        cached = result.served.cached_rows
         engine.count_cached(cached)
-        per_token = per_token_outputs(served.signature)
-        result = Result(
-            {name: stack([answer.outputs[name] for answer in answers], padded_tokens if name in per_token else 0) for name in outputs},
-            Served(
-                model=served.manifest.name,
-                version=served.manifest.version,
-                variant=variant,
-                cached_rows=cached,
-                tokens=sum(len(row[IDS]) for row in rows) if served.signature.task.takes_text else 0,
-                batch_rows=max(answer.batch_rows for answer in answers),
-                queue_ns=max(answer.queue_ns for answer in answers),
-                tokenization_ns=tokenization_ns,
-                compute_ns=max(answer.compute_ns for answer in answers),
-                channel=route.channel or channel,
-                revision=route.revision,
-            ),
-            served.signature.labels,
-        )
-        _count(engine.times, result.served, begun, computed, remembered=cached == len(rows))
-        engine.variants.answered(variant, (time.monotonic_ns() - begun) / 1e9, len(rows), cached)
+        _count(engine.times, result.served, begun, computed, remembered=cached == len(answers))
+        engine.variants.answered(variant, (time.monotonic_ns() - begun) / 1e9, len(answers), cached)
         return result
 
-    async def _answer(
-        self, served: ServedVersion, engine: Engine, rows: Sequence[Values], outputs: tuple[str, ...], options: Options
-    ) -> list[RowAnswer]:
+    async def _answer(self, call: Call) -> list[RowAnswer]:
         """Each row's answer: remembered, or computed once however many ask."""
+        served, engine, outputs, options = call.served, call.engine, call.outputs, call.options
         if options.bypass_cache or not self._answers.enabled:
-            return await engine.submit([Item(row, outputs) for row in rows], options.priority, options.deadline).answers()
-        keys = [answer_key(served.digest, row, outputs) for row in rows]
+            return await engine.submit([Item(row, outputs) for row in call.rows], options.priority, options.deadline).answers()
+        keys = [answer_key(served.digest, row, outputs) for row in call.rows]
         begun = time.monotonic_ns()
         with tracing.span("cache lookup", {"hone.rows": len(keys)}):
             known = await self._answers.get(served.namespace, keys)
-        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in known}
+        missing = {key: row for key, row in zip(keys, call.rows, strict=True) if key not in known}
         lookup_ns = time.monotonic_ns() - begun
         engine.times.looked_up(lookup_ns, knew_all=not missing)
         engine.metrics.lookup_seconds.observe(lookup_ns / 1e9)
@@ -222,6 +150,26 @@ class Core:
             compute_s = max(answer.compute_ns for answer in computed.values()) / 1e9
             self._answers.put(served.namespace, {key: answer.outputs for key, answer in computed.items()}, compute_s)
         return [computed[key] if key in computed else RowAnswer(known[key], 0, 0, 0) for key in keys]
+
+
+def _result(call: Call, answers: Sequence[RowAnswer]) -> Result:
+    manifest = call.served.manifest
+    per_token = per_token_outputs(call.served.signature)
+    outputs = {name: stack([answer.outputs[name] for answer in answers], call.longest if name in per_token else 0) for name in call.outputs}
+    origin = Served(
+        model=manifest.name,
+        version=manifest.version,
+        variant=call.variant,
+        cached_rows=sum(answer.batch_rows == 0 for answer in answers),
+        tokens=call.tokens,
+        batch_rows=max(answer.batch_rows for answer in answers),
+        queue_ns=max(answer.queue_ns for answer in answers),
+        tokenization_ns=call.tokenization_ns,
+        compute_ns=max(answer.compute_ns for answer in answers),
+        channel=call.route.channel or call.channel,
+        revision=call.route.revision,
+    )
+    return Result(outputs, origin, call.served.signature.labels)
 
 
 def _count(times: CallTimes, served: Served, begun: int, computed: int, *, remembered: bool) -> None:

@@ -159,11 +159,17 @@ class Engine:
                 self._flights[row.flight] = row
         row.waiters.append((ticket, index))
         ticket.rows.append(row)
+        if row.answer is not None:
+            ticket.give(index, row.answer)
 
     def _abandon(self, ticket: Ticket) -> None:
         for row in ticket.rows:
             row.waiters = [waiter for waiter in row.waiters if waiter[0] is not ticket]
-            if not row.waiters and self._batcher.discard(row):
+            if row.waiters:
+                continue
+            if row.answer is not None:
+                self._forget(row)
+            elif self._batcher.discard(row):
                 self.statistics.dropped_rows += 1
                 self._forget(row)
         ticket.rows = []
@@ -266,7 +272,10 @@ class Engine:
 
     def _give(self, row: QueuedRow, answer: RowAnswer) -> None:
         self.statistics.queue_ns += answer.queue_ns
-        self._forget(row)
+        # A flight lasts until its callers have taken the answer, and remembered it: one that asks in between computes nothing either.
+        row.answer = answer
+        if not row.waiters:
+            self._forget(row)
         for ticket, index in row.waiters:
             ticket.give(index, answer)
 

@@ -84,7 +84,7 @@ def per_token_outputs(signature: Signature) -> frozenset[str]:
 def stack(answers: Sequence[Array], tokens: int) -> Array:
     """Rows of a request to one array: those per token, [its tokens, …], are followed by zeros up to `tokens`, 0 for other answers."""
     if not tokens:
-        return np.stack(answers)
+        return np.stack(answers) if len(answers) > 1 else answers[0][np.newaxis]
     stacked = np.zeros((len(answers), tokens, *answers[0].shape[1:]), answers[0].dtype)
     for index, answer in enumerate(answers):
         stacked[index, : len(answer)] = answer

@@ -8,16 +8,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Protocol
 
 import prometheus_client
 from prometheus_client import CollectorRegistry
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from services.chassis.histogram import Histogram
+from services.chassis.metrics import histograms
 from services.inference.batching import Reason
-from services.inference.histogram import Histogram
 from services.inference.instance import Loss
 from services.inference.statistics import Statistics
 from services.inference.variants import Variants
@@ -156,7 +156,7 @@ class _Versions(Collector):
     def collect(self) -> Iterable[Metric]:
         versions = dict(self._versions)
         for attribute, (name, text) in _HISTOGRAMS.items():
-            yield _histograms(name, text, _VERSION, {key: getattr(metrics, attribute) for key, (_, metrics) in versions.items()})
+            yield histograms(name, text, _VERSION, {key: getattr(metrics, attribute) for key, (_, metrics) in versions.items()})
         for attribute, (name, text) in _COUNTERS.items():
             yield _counters(name, text, _VERSION, {key: getattr(watched.statistics, attribute) for key, (watched, _) in versions.items()})
         for attribute, (name, text) in _GAUGES.items():
@@ -181,7 +181,7 @@ def _variants(versions: Mapping[tuple[str, str], Variants]) -> Iterator[Metric]:
     }
     yield _counters("hone_requests", "Calls ended, by how.", (*_VARIANT, "ending"), calls)
     yield _counters("hone_rows", "Rows of answered calls.", _VARIANT, {key: counts.rows for key, counts in found.items()})
-    yield _histograms("hone_request_seconds", "Answered calls, from texts to answers.", _VARIANT, {k: c.seconds for k, c in found.items()})
+    yield histograms("hone_request_seconds", "Answered calls, from texts to answers.", _VARIANT, {k: c.seconds for k, c in found.items()})
 
 
 def _counters(name: str, text: str, labels: Sequence[str], values: Mapping[tuple[str, ...], int]) -> Metric:
@@ -195,12 +195,4 @@ def _gauges(name: str, text: str, values: Mapping[tuple[str, ...], int]) -> Metr
     family = GaugeMetricFamily(name, text, labels=_VERSION)
     for key, value in values.items():
         family.add_metric(key, value)
-    return family
-
-
-def _histograms(name: str, text: str, labels: Sequence[str], values: Mapping[tuple[str, ...], Histogram]) -> Metric:
-    family = HistogramMetricFamily(name, text, labels=labels)
-    for key, histogram in values.items():
-        bounds = [*map(str, histogram.bounds), "+Inf"]
-        family.add_metric(key, list(zip(bounds, accumulate(histogram.counts), strict=True)), histogram.sum)
     return family

@@ -16,7 +16,8 @@ from services.backends.datatypes import DATATYPES, datatype_of
 from services.chassis.faults import InvalidField
 from services.inference.answers import Ledger
 from services.inference.batching import MAX_PRIORITY
-from services.inference.core import Core, Options, Result
+from services.inference.calls import Options, Result
+from services.inference.core import Core
 from services.inference.memory import resident_bytes
 from services.inference.models import Models
 from services.inference.served import ServedVersion, State

@@ -53,8 +53,8 @@ class TextEncoder:
 
     def _encode(self, texts: list[str], truncate: bool) -> list[Ids]:
         rows = []
-        # Also for one text: `encode` takes three times as long as a batch of one.
-        for index, encoding in enumerate(self._tokenizer.encode_batch(texts)):
+        # The fast one leaves out where in the text each token stands.
+        for index, encoding in enumerate(self._tokenizer.encode_batch_fast(texts)):
             if encoding.overflowing and not truncate:
                 raise InvalidField(f"texts[{index}]", f"is over the model's {self._max_tokens} tokens; set options.truncate to cut it")
             rows.append(np.array(encoding.ids, np.int64))

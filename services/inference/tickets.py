@@ -29,9 +29,9 @@ class RowAnswer:
 
 
 class QueuedRow(Row):
-    """A row with its values and the calls that wait for it."""
+    """A row with its values and the calls that wait for it; `answer` is theirs to take once it has run."""
 
-    __slots__ = ("flight", "outputs", "values", "waiters")
+    __slots__ = ("answer", "flight", "outputs", "values", "waiters")
 
     def __init__(self, item: Item, key: Hashable, length: int, priority: int, deadline: float) -> None:
         super().__init__(key, length, priority, deadline)
@@ -39,6 +39,7 @@ class QueuedRow(Row):
         self.outputs = item.outputs
         self.flight = item.flight
         self.waiters: list[tuple[Ticket, int]] = []
+        self.answer: RowAnswer | None = None
 
 
 class Ticket:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from types import TracebackType
 
 from services.chassis.faults import DeadlineMissed, InvalidField, Overloaded, Unavailable
-from services.inference.histogram import Histogram
+from services.chassis.histogram import Histogram
 
 # Each about half as much again as the one before, so that a quantile is known to a quarter.
 LATENCIES_S = (

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -27,6 +28,7 @@ class Reference:
         return f"{self.name}@{self.version}" if self.version is not None else f"{self.name}:{self.channel}"
 
 
+@lru_cache(maxsize=1024)  # every call names its model
 def parse(text: str) -> Reference:
     """Reads a reference. Raises BadName."""
     name, *rest = re.split("([@:])", text, maxsplit=1)

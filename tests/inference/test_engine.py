@@ -163,6 +163,18 @@ async def test_a_question_twice_in_one_call_is_answered_twice(start: Start, back
     assert sorted(backend.ran) == [[5], [6]]
 
 
+async def test_a_flight_lasts_until_its_answer_is_taken(start: Start, backend: HeldBackend) -> None:
+    """Only who has taken it can remember it: whoever asks before that would compute it once more."""
+    backend.gate.set()
+    engine = start(backend, max_rows=1)
+    first = submit(engine, [5], flights=[b"same"])
+    await ask(engine, [6])  # runs after it
+    assert await ask(engine, [5], [7], flights=[b"same", b"other"]) == [checksum([5]), checksum([7])]
+    assert (await answers(first), engine.statistics.batch_rows) == ([checksum([5])], 3)
+    await ask(engine, [5], flights=[b"same"])
+    assert engine.statistics.batch_rows == 4
+
+
 async def test_an_abandoned_flight_runs_for_the_one_who_still_waits(start: Start, backend: HeldBackend) -> None:
     engine = start(backend)
     blocker = await occupied(engine, backend)

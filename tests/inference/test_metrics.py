@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.chassis.faults import DeadlineMissed, InvalidField, Overloaded, Unavailable
-from services.inference.histogram import Histogram
+from services.chassis.histogram import Histogram
 from services.inference.metrics import Metrics
 from services.inference.statistics import Statistics
 from services.inference.variants import Ending, Variants, ending

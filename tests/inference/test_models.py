@@ -20,7 +20,8 @@ from hone.inference.v1 import inference_pb2 as pb
 from services.chassis.errors import PUSHBACK_KEY
 from services.chassis.faults import DeadlineMissed, Unavailable, WrongState
 from services.inference.answers import Answers, MemoryAnswers
-from services.inference.core import Core, Options, Result
+from services.inference.calls import Options, Result
+from services.inference.core import Core
 from services.inference.models import Models
 from services.inference.residency import OVERHEAD_BYTES, TooLarge
 from services.inference.served import State

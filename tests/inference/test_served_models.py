@@ -10,7 +10,8 @@ import pytest
 
 from services.chassis.faults import NotFound, Unavailable, WrongState
 from services.inference.answers import Answers
-from services.inference.core import Core, Options, Result
+from services.inference.calls import Options, Result
+from services.inference.core import Core
 from services.inference.models import Models
 from services.inference.served import State
 from services.repository.manifest import Task

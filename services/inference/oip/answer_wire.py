@@ -7,7 +7,7 @@ from hone.oip.v1 import open_inference_pb2 as pb
 
 from services.backends import Array
 from services.backends.datatypes import datatype_of
-from services.inference.core import Result, Served
+from services.inference.calls import Result, Served
 from services.inference.oip.bytes_tensor import encode_bytes
 from services.inference.oip.classification import largest
 from services.inference.oip.request_wire import CONTENTS, Call

@@ -11,7 +11,8 @@ import structlog
 from hone.oip.v1 import open_inference_pb2 as pb
 
 from services.chassis.faults import DeadlineMissed, InvalidField, NotFound, Overloaded, Unavailable, WrongState
-from services.inference.core import Core, Options
+from services.inference.calls import Options
+from services.inference.core import Core
 from services.inference.errors import ERRORS
 from services.inference.models import Models, Unloaded
 from services.inference.oip.answer_wire import write_answer

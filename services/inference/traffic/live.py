@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from services.chassis.faults import InvalidField, NotFound, WrongState
-from services.inference.histogram import Histogram
+from services.chassis.histogram import Histogram
 from services.inference.traffic.agreement import Agreement
 from services.inference.traffic.guardrails import Bounds, breach
 from services.inference.traffic.routing import Router

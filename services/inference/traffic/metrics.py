@@ -4,12 +4,12 @@ Calls by arm are among those by variant, in `hone_requests_total`.
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import accumulate
 
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.inference.histogram import Histogram
+from services.chassis.histogram import Histogram
+from services.chassis.metrics import histograms
 from services.inference.traffic.live import LiveSplit
 from services.inference.traffic.splits import Splits
 
@@ -63,11 +63,5 @@ def _shadow(live: LiveSplit, copies: CounterMetricFamily, flipped: CounterMetric
 
 
 def _histograms(name: str, text: str, live: Iterable[LiveSplit]) -> Metric:
-    family = HistogramMetricFamily(f"hone_shadow_{name}", text, labels=_SPLIT)
-    for each in live:
-        histogram: Histogram = getattr(each.copies, name)
-        bounds = [*map(str, histogram.bounds), "+Inf"]
-        family.add_metric(
-            (each.split.model, each.split.channel), list(zip(bounds, accumulate(histogram.counts), strict=True)), histogram.sum
-        )
-    return family
+    values: dict[tuple[str, ...], Histogram] = {(each.split.model, each.split.channel): getattr(each.copies, name) for each in live}
+    return histograms(f"hone_shadow_{name}", text, _SPLIT, values)

@@ -74,7 +74,7 @@ async def test_typed_contents_of_every_datatype(call: Protocol) -> None:
 
 
 async def test_an_answer_that_holds_fp16_is_raw_even_when_asked_typed(call: Protocol, door: Door) -> None:
-    from services.inference.core import Result, Served
+    from services.inference.calls import Result, Served
     from services.inference.oip.answer_wire import write_answer
     from services.inference.oip.request_wire import read_call
 

@@ -11,7 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from services.inference.answers import Answers
-from services.inference.core import Core, Options, Result
+from services.inference.calls import Options, Result
+from services.inference.core import Core
 from services.inference.metrics import Metrics
 from services.inference.models import Models
 from services.inference.settings import InferenceSettings

@@ -7,7 +7,7 @@ import pytest
 
 from services.backends import BackendError
 from services.chassis.faults import InvalidField, NotFound, WrongState
-from services.inference.core import Options
+from services.inference.calls import Options
 from services.inference.served import State
 from services.repository.store import Repository
 from services.repository.traffic import Shadow
