@@ -1,9 +1,9 @@
-"""`python -m benchmarks NAME`: demo, serving, interference, methods, chain, batching or soak; `--help` after the name tells its options."""
+"""`python -m benchmarks NAME`: what each measures, and its options, is told by `--help` after its name."""
 
 import importlib
 import sys
 
-NAMES = ("demo", "serving", "interference", "methods", "chain", "batching", "soak")
+NAMES = ("demo", "serving", "interference", "methods", "chain", "batching", "overload", "soak")
 
 
 def main() -> None:

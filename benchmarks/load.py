@@ -1,4 +1,4 @@
-"""A closed-loop load generator in a process of its own: `python -m benchmarks.load` reads a plan, prints what it saw.
+"""A load generator in a process of its own: `python -m benchmarks.load` reads a plan, prints what it saw.
 
 It sends ready-made bytes and reads no answer's content, so that its own share of the processor stays small; that share is told.
 """
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import count
 
 import grpc
@@ -19,12 +19,16 @@ from hone.channel import options
 from hone.inference.v1 import inference_pb2 as pb
 
 METHOD = "/hone.inference.v1.InferenceService/Embed"
-TIMEOUT_S = 30.0
+TICK_S = 0.005
+LATE_SHARE = 0.9  # of the deadline: a call ended after that was not refused, it was not answered in time
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`callers` each send one text after the other, taken in turn, for `seconds` after `warm_s`."""
+    """For `seconds` after `warm_s`: `callers` that each send one request after the other, or `rate` requests a second whatever comes back.
+
+    A request has `rows` texts, taken in turn.
+    """
 
     address: str
     model: str
@@ -32,17 +36,24 @@ class Plan:
     callers: int
     seconds: float
     warm_s: float = 0.5
+    rows: int = 1
+    rate: float = 0.0
+    deadline_s: float = 30.0
 
 
 @dataclass(frozen=True)
 class Load:
-    """What the callers saw in the measured time. `cpu_seconds` is what the generator itself used."""
+    """What ended in the measured time: `requests` were answered. `cpu_seconds` is what the generator itself used in it."""
 
     requests: int
+    refused: int
+    late: int
     failed: int
     seconds: float
     p50_ms: float
     p99_ms: float
+    refused_p50_ms: float
+    refused_p99_ms: float
     cpu_seconds: float
 
     @property
@@ -62,36 +73,83 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
+@dataclass
+class _Window:
+    """What ends between `begin` and `end`: a later answer comes from a server with less to do than it was to be measured with."""
+
+    begin: float
+    end: float
+    answered: list[float] = field(default_factory=list)  # seconds
+    refused: list[float] = field(default_factory=list)
+    late: int = 0
+    failed: int = 0
+
+    def saw(self, sent: float, code: grpc.StatusCode, deadline_s: float) -> None:
+        now = time.monotonic()
+        if not self.begin <= now < self.end:
+            return
+        if code is grpc.StatusCode.OK:
+            self.answered.append(now - sent)
+        elif code is grpc.StatusCode.DEADLINE_EXCEEDED and now - sent >= LATE_SHARE * deadline_s:
+            self.late += 1
+        elif code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED):
+            self.refused.append(now - sent)
+        else:
+            self.failed += 1
+
+
 async def _load(plan: Plan) -> Load:
-    requests = [pb.EmbedRequest(model=plan.model, texts=[text]).SerializeToString() for text in plan.texts]
+    requests = [
+        pb.EmbedRequest(model=plan.model, texts=plan.texts[start : start + plan.rows]).SerializeToString()
+        for start in range(0, len(plan.texts) - plan.rows + 1, plan.rows)
+    ]
     turns = count()
-    latencies: list[float] = []
-    failed = 0
+    begin = time.monotonic() + plan.warm_s
+    window = _Window(begin, begin + plan.seconds)
     async with grpc.aio.insecure_channel(plan.address, options(retries=False)) as channel:
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
-        begin = time.monotonic() + plan.warm_s
-        end = begin + plan.seconds
+
+        async def ask() -> None:
+            sent = time.monotonic()
+            try:
+                await call(requests[next(turns) % len(requests)], timeout=plan.deadline_s)
+                code = grpc.StatusCode.OK
+            except grpc.aio.AioRpcError as error:
+                code = error.code()
+            window.saw(sent, code, plan.deadline_s)
 
         async def caller() -> None:
-            nonlocal failed
-            while (sent := time.monotonic()) < end:
-                try:
-                    await call(requests[next(turns) % len(requests)], timeout=TIMEOUT_S)
-                except grpc.aio.AioRpcError:
-                    failed += 1
-                    continue
-                # What is answered later was answered by a server with fewer callers than it was to be measured with.
-                if begin <= (now := time.monotonic()) < end:
-                    latencies.append(now - sent)
+            while time.monotonic() < window.end:
+                await ask()
 
-        callers = [asyncio.create_task(caller()) for _ in range(plan.callers)]
+        async def pacer() -> None:
+            sent, started = 0, time.monotonic()
+            async with asyncio.TaskGroup() as group:
+                while (now := time.monotonic()) < window.end:
+                    while sent < (now - started) * plan.rate:
+                        group.create_task(ask())
+                        sent += 1
+                    await asyncio.sleep(TICK_S)
+
+        tasks = [asyncio.create_task(pacer())] if plan.rate else [asyncio.create_task(caller()) for _ in range(plan.callers)]
         await asyncio.sleep(plan.warm_s)
         before = _cpu_seconds()
-        await asyncio.sleep(end - time.monotonic())
+        await asyncio.sleep(window.end - time.monotonic())
         used = _cpu_seconds() - before
-        await asyncio.gather(*callers)
-    latencies.sort()
-    return Load(len(latencies), failed, plan.seconds, percentile(latencies, 0.5) * 1e3, percentile(latencies, 0.99) * 1e3, used)
+        await asyncio.gather(*tasks)
+    answered, refused = sorted(window.answered), sorted(window.refused)
+    return Load(
+        requests=len(answered),
+        refused=len(refused),
+        late=window.late,
+        failed=window.failed,
+        seconds=plan.seconds,
+        p50_ms=percentile(answered, 0.5) * 1e3,
+        p99_ms=percentile(answered, 0.99) * 1e3,
+        refused_p50_ms=percentile(refused, 0.5) * 1e3,
+        refused_p99_ms=percentile(refused, 0.99) * 1e3,
+        cpu_seconds=used,
+    )
 
 
 def _cpu_seconds() -> float:

@@ -31,12 +31,13 @@ Stub = Any  # inference_pb2_grpc.InferenceServiceAsyncStub, which exists for typ
 
 
 class Mixture:
-    """Draws requests to text models and counts how they end, by kind and code."""
+    """Draws requests to text models, each its share of them, and counts how they end, by kind and code."""
 
-    def __init__(self, stub: Stub, models: Sequence[str], seed: int) -> None:
+    def __init__(self, stub: Stub, models: Sequence[str], seed: int, shares: Sequence[float] | None = None) -> None:
         self.ended: Counter[tuple[str, str]] = Counter()
         self._stub = stub
         self._models = models
+        self._shares = shares
         self._draw = random.Random(seed)
         self._known = sentences(400, seed)
         self._kinds: dict[str, Callable[[str], Awaitable[object]]] = {
@@ -68,7 +69,8 @@ class Mixture:
     async def _one(self) -> None:
         (kind,) = self._draw.choices(list(WEIGHTS), list(WEIGHTS.values()))
         try:
-            await self._kinds[kind](self._draw.choice(self._models))
+            (model,) = self._draw.choices(self._models, self._shares)
+            await self._kinds[kind](model)
             code = "OK"
         except grpc.aio.AioRpcError as error:
             code = error.code().name

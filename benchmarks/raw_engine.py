@@ -1,10 +1,11 @@
-"""The engine alone: `python -m benchmarks.raw_engine` reads a plan, runs ready-made batches, prints rows per second.
+"""The engine alone: `python -m benchmarks.raw_engine` reads a plan, runs ready-made batches, prints what that took.
 
 No server, no wire, no tokenization: what the same backend does with the same instances and threads when somebody hands it
 length-sorted batches.
 """
 
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -31,11 +32,19 @@ class Plan:
     seconds: float
 
 
-def run(plan: Plan) -> float:
-    """Rows per second, in a child process. Raises subprocess.CalledProcessError."""
+@dataclass(frozen=True)
+class Raw:
+    """`p50_ms` is of one batch."""
+
+    per_second: float
+    p50_ms: float
+
+
+def run(plan: Plan) -> Raw:
+    """Runs a plan in a child process. Raises subprocess.CalledProcessError."""
     command = [sys.executable, "-m", "benchmarks.raw_engine"]
     done = subprocess.run(command, input=json.dumps(asdict(plan)), stdout=subprocess.PIPE, text=True, check=True)
-    return float(json.loads(done.stdout))
+    return Raw(**json.loads(done.stdout))
 
 
 def _batches(plan: Plan, manifest: Manifest) -> list[Values]:
@@ -44,7 +53,7 @@ def _batches(plan: Plan, manifest: Manifest) -> list[Values]:
     return [pad(rows[start : start + plan.batch_rows], manifest.signature) for start in range(0, len(rows), plan.batch_rows)]
 
 
-def _rows_per_second(plan: Plan) -> float:
+def _measured(plan: Plan) -> Raw:
     manifest = Manifest.read(Path(plan.folder))
     backend = backends.load(Path(plan.folder), manifest.signature, plan.threads)
     batches = _batches(plan, manifest)
@@ -52,19 +61,22 @@ def _rows_per_second(plan: Plan) -> float:
     for batch in batches[:4]:
         backend.run(batch, outputs)
 
-    def work(mine: Sequence[Values]) -> tuple[int, float]:
-        """Whole passes over its share, so that every length counts as often as it comes."""
-        begun, rows = time.monotonic(), 0
+    def work(mine: Sequence[Values]) -> tuple[float, list[float]]:
+        """Rows per second and each batch's seconds. Whole passes over its share, so that every length counts as often as it comes."""
+        begun, rows, seconds = time.monotonic(), 0, []
         while time.monotonic() - begun < plan.seconds:
             for batch in mine:
+                started = time.monotonic()
                 backend.run(batch, outputs)
+                seconds.append(time.monotonic() - started)
                 rows += len(batch["input_ids"])
-        return rows, time.monotonic() - begun
+        return rows / (time.monotonic() - begun), seconds
 
     with ThreadPoolExecutor(plan.instances) as pool:
         shares = [batches[start :: plan.instances] for start in range(plan.instances)]
-        return sum(rows / seconds for rows, seconds in pool.map(work, shares))
+        found = list(pool.map(work, shares))
+    return Raw(sum(rate for rate, _ in found), 1e3 * statistics.median(second for _, seconds in found for second in seconds))
 
 
 if __name__ == "__main__":
-    print(json.dumps(_rows_per_second(Plan(**json.load(sys.stdin)))))
+    print(json.dumps(asdict(_measured(Plan(**json.load(sys.stdin))))))

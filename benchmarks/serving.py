@@ -8,7 +8,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import hone
@@ -92,8 +92,8 @@ def main(arguments: Sequence[str]) -> None:
             for address in servers.values():
                 with hone.Client(inference=address) as client:
                     client.wait_until_served("bench")
-            cells, raw = _measure(options, servers, folder)
-    _show(options, cells, raw)
+            cells, raw, one = _measure(options, servers, folder)
+    _show(options, cells, raw, one)
 
 
 def make_version(suite: Suite, recipe: str) -> Path:
@@ -119,23 +119,25 @@ def make_version(suite: Suite, recipe: str) -> Path:
 
 def _measure(
     options: argparse.Namespace, servers: dict[str, str], folder: Path
-) -> tuple[dict[tuple[str, int, str], Cell], dict[str, list[float]]]:
-    """All in turns, so that what the machine does meanwhile hits all alike."""
+) -> tuple[dict[tuple[str, int, str], Cell], dict[str, list[float]], dict[str, list[float]]]:
+    """The servers' cells, the raw engine's rows per second and its p50 of one row. All in turns: what the machine does hits all alike."""
     cores = len(os.sched_getaffinity(0))
     instances = min(cores, 4)
     texts = {kind: texts_of(kind, folder, 2048) for kind in options.kinds}
     cells: dict[tuple[str, int, str], Cell] = defaultdict(Cell)
     raw: dict[str, list[float]] = defaultdict(list)
+    one: dict[str, list[float]] = defaultdict(list)
     for number in range(options.rounds):
         for kind in options.kinds:
             console.print(f"round {number + 1} of {options.rounds}: {kind} lengths", highlight=False)
             plan = raw_engine.Plan(str(folder), texts[kind][:512], 32, instances, cores // instances, options.seconds)
-            raw[kind].append(raw_engine.run(plan))
+            raw[kind].append(raw_engine.run(plan).per_second)
+            one[kind].append(raw_engine.run(replace(plan, batch_rows=1, instances=1)).p50_ms)
             for callers in options.callers:
                 for mode, address in servers.items():
                     _one(cells[kind, callers, mode], load.Plan(address, "bench", texts[kind], callers, options.seconds))
-                raw[kind].append(raw_engine.run(plan))  # again: the machine's speed drifts within a round
-    return cells, raw
+                raw[kind].append(raw_engine.run(plan).per_second)  # again: the machine's speed drifts within a round
+    return cells, raw, one
 
 
 def _one(cell: Cell, plan: load.Plan) -> None:
@@ -147,7 +149,9 @@ def _one(cell: Cell, plan: load.Plan) -> None:
     cell.server_cpu_s.append((after.cpu_seconds - before.cpu_seconds) * cell.loads[-1].requests / requests)
 
 
-def _show(options: argparse.Namespace, cells: dict[tuple[str, int, str], Cell], raw: dict[str, list[float]]) -> None:
+def _show(
+    options: argparse.Namespace, cells: dict[tuple[str, int, str], Cell], raw: dict[str, list[float]], one: dict[str, list[float]]
+) -> None:
     cores = len(os.sched_getaffinity(0))
     figures = []
     for kind in options.kinds:
@@ -157,16 +161,27 @@ def _show(options: argparse.Namespace, cells: dict[tuple[str, int, str], Cell], 
             for mode in options.modes:
                 cell = cells[kind, callers, mode]
                 ratios = _ratios(cells, kind, callers, mode, engine, cores)
-                figures.append({"kind": kind, "callers": callers, "mode": mode, "rows_per_second": cell.per_second, **ratios})
+                figures.append(
+                    {
+                        "kind": kind,
+                        "callers": callers,
+                        "mode": mode,
+                        "rows_per_second": cell.per_second,
+                        "p50_ms": cell.p50_ms,
+                        "p99_ms": cell.p99_ms,
+                        **ratios,
+                    }
+                )
                 rows.append((f"{callers}", mode, f"{cell.per_second:.0f}", *map(_ratio, ratios.values()), *_costs(cell)))
         title = f"{kind} lengths; raw engine on {cores} cores, length-sorted batches of 32: {engine:.0f} rows/s"
+        title += f"; one row alone, p50: {statistics.median(one[kind]):.1f} ms"
         console.print(table(title, COLUMNS, rows))
     failed = sum(entry.failed for cell in cells.values() for entry in cell.loads)
     console.print(
         f"failed requests: {failed}. 'of raw less load': the raw engine on the cores that the load generator leaves.", highlight=False
     )
     if options.json:
-        options.json.write_text(json.dumps({"raw_rows_per_second": raw, "cells": figures}, indent=1))
+        options.json.write_text(json.dumps({"raw_rows_per_second": raw, "raw_one_row_p50_ms": one, "cells": figures}, indent=1))
 
 
 def _ratios(cells: dict[tuple[str, int, str], Cell], kind: str, callers: int, mode: str, engine: float, cores: int) -> dict[str, float]:

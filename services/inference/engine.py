@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from services.backends import Backend
 from services.chassis.faults import DeadlineMissed, Overloaded, Unavailable
-from services.inference.admission import Work, finish_s, misses, run_s
+from services.inference.admission import Lateness, Prospect, Work, misses, prospect, run_s
 from services.inference.batching import Batch, Batcher, Policy, QueueFull
 from services.inference.instance import Instance, Loss, Ran
 from services.inference.instances import Care, Instances
@@ -49,6 +49,7 @@ class Engine:
         self._layout = layout
         self._batcher: Batcher[QueuedRow] = Batcher(policy, self.service_time)
         self._flights: dict[bytes, QueuedRow] = {}
+        self._lateness = Lateness()
         self._clock = clock
         self._instances = Instances(
             backends,
@@ -94,9 +95,8 @@ class Engine:
         if not self._instances.live:
             raise self._no_instance()
         rows = [self._row(item, priority, deadline) for item in items]
-        self._admit(rows)
-        ticket = Ticket(len(rows), self._abandon)
         now = self._clock()
+        ticket = Ticket(len(rows), self._abandon, self._admit(rows, now), now, deadline)
         for index, row in enumerate(rows):
             self._enter(row, ticket, index, now)
         self._schedule_poll()
@@ -126,13 +126,13 @@ class Engine:
         key = (item.outputs, self._layout.shape_key(item.values))
         return QueuedRow(item, key, self._layout.length(item.values), priority, deadline)
 
-    def _admit(self, rows: Iterable[QueuedRow]) -> None:
+    def _admit(self, rows: Sequence[QueuedRow], now: float) -> Prospect | None:
+        """What the call has to expect; None where it has no deadline, or computes nothing of its own."""
         fresh = [row for row in rows if row.flight is None or row.flight not in self._flights]
         own = Work(len(fresh), sum(row.length for row in fresh))
         try:
             self._batcher.admit(own.rows, own.tokens)
-            if fresh and fresh[0].deadline < math.inf:
-                self._check_deadline(own, fresh[0].priority, fresh[0].deadline)
+            return self._expect(own, fresh[0], now) if fresh and fresh[0].deadline < math.inf else None
         except QueueFull as error:
             self.statistics.refused_requests += 1
             raise Overloaded(f"the queue is full: {error}", self._backlog_s()) from None
@@ -140,12 +140,15 @@ class Engine:
             self.statistics.refused_requests += 1
             raise
 
-    def _check_deadline(self, own: Work, priority: int, deadline: float) -> None:
-        now, forecast = self._clock(), self.service_time
+    def _expect(self, own: Work, row: QueuedRow, now: float) -> Prospect:
+        """For a call with this row among its own. Raises DeadlineMissed."""
         free_s = [instance.free_at - now for instance in self._instances.live]
-        finish = finish_s(free_s, Work(*self._batcher.ahead_of(priority)), own, self._batcher.policy, forecast)
-        if misses(finish, deadline - now, forecast):
-            raise DeadlineMissed(f"would finish in about {finish * 1e3:.0f} ms, the deadline is in {(deadline - now) * 1e3:.0f} ms")
+        ahead = Work(*self._batcher.ahead_of(row.priority))
+        expected = prospect(free_s, ahead, own, self._batcher.policy, self.service_time)
+        if misses(expected, row.deadline - now, self.service_time, self._lateness.factor(expected)):
+            left_ms = (row.deadline - now) * 1e3
+            raise DeadlineMissed(f"would finish in about {expected.finish_s * 1e3:.0f} ms, the deadline is in {left_ms:.0f} ms")
+        return expected
 
     def _enter(self, row: QueuedRow, ticket: Ticket, index: int, now: float) -> None:
         twin = self._flights.get(row.flight) if row.flight is not None else None
@@ -163,6 +166,7 @@ class Engine:
             ticket.give(index, row.answer)
 
     def _abandon(self, ticket: Ticket) -> None:
+        self._judge(ticket)
         for row in ticket.rows:
             row.waiters = [waiter for waiter in row.waiters if waiter[0] is not ticket]
             if row.waiters:
@@ -174,6 +178,16 @@ class Engine:
                 self._forget(row)
         ticket.rows = []
         self._check_idle()
+
+    def _judge(self, ticket: Ticket) -> None:
+        """Holds what became of a call against what it was to expect."""
+        if ticket.expected is None:
+            return
+        now = self._clock()
+        if ticket.complete:
+            self._lateness.ended(ticket.expected, now - ticket.asked)
+        elif ticket.late or now >= ticket.deadline:  # its caller may have given up first
+            self._lateness.missed(ticket.expected, ticket.deadline - ticket.asked)
 
     def _forget(self, row: QueuedRow) -> None:
         if row.flight is not None and self._flights.get(row.flight) is row:

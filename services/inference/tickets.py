@@ -5,6 +5,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from services.chassis import tracing
+from services.chassis.faults import DeadlineMissed
+from services.inference.admission import Prospect
 from services.inference.lanes import Row
 from services.inference.layout import Values
 
@@ -43,14 +45,20 @@ class QueuedRow(Row):
 
 
 class Ticket:
-    """One call's rows. Abandoning it takes rows that nobody else waits for out of the queue and harms no other call."""
+    """One call's rows, with what it had to expect when it was `asked`.
 
-    def __init__(self, rows: int, abandon: Callable[["Ticket"], None]) -> None:
+    Abandoning it takes rows that nobody else waits for out of the queue and harms no other call.
+    """
+
+    def __init__(self, rows: int, abandon: Callable[["Ticket"], None], expected: Prospect | None, asked: float, deadline: float) -> None:
         self._answers: list[RowAnswer | None] = [None] * rows
         self._left = rows
         self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._abandon = abandon
         self.rows: list[QueuedRow] = []
+        self.expected = expected
+        self.asked, self.deadline = asked, deadline
+        self.late = False  # a row of it was given up for its deadline
         self.trace = tracing.current()
 
     async def answers(self) -> list[RowAnswer]:
@@ -61,6 +69,10 @@ class Ticket:
             self._abandon(self)
         return [answer for answer in self._answers if answer is not None]
 
+    @property
+    def complete(self) -> bool:
+        return self._left == 0
+
     def give(self, index: int, answer: RowAnswer) -> None:
         self._answers[index] = answer
         self._left -= 1
@@ -68,5 +80,6 @@ class Ticket:
             self._future.set_result(None)
 
     def fail(self, error: Exception) -> None:
+        self.late = self.late or isinstance(error, DeadlineMissed)
         if not self._future.done():  # set an exception, never cancel: a cancelled future would leave the caller without an answer
             self._future.set_exception(error)

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.admission import Work, finish_s, misses, run_s
+from services.inference.admission import Lateness, Prospect, Work, misses, prospect, run_s
 from services.inference.batching import Batcher, Policy
 from services.inference.lanes import Row
 from services.inference.service_time import ServiceTime
@@ -31,7 +32,7 @@ class PerToken(PerRow):
 
 
 def finish(free_s: Sequence[float], ahead: int, own: int = 1) -> float:
-    return finish_s(free_s, Work(ahead, 10 * ahead), Work(own, 10 * own), POLICY, PerRow())
+    return prospect(free_s, Work(ahead, 10 * ahead), Work(own, 10 * own), POLICY, PerRow()).finish_s
 
 
 def test_an_idle_instance_runs_a_call_at_once() -> None:
@@ -71,17 +72,48 @@ def test_batches_are_as_large_as_the_policy_lets_them() -> None:
 
 
 def test_a_call_is_refused_only_if_it_is_late_with_the_error_too() -> None:
-    assert misses(1.0, 0.9, PerRow(sure_share=1.0))
-    assert not misses(1.0, 0.9, PerRow(sure_share=0.8))
-    assert not misses(1.0, math.inf, PerRow())
+    assert misses(Prospect(0.1, 1.0), 0.9, PerRow(sure_share=1.0))
+    assert not misses(Prospect(0.1, 1.0), 0.9, PerRow(sure_share=0.8))
+    assert not misses(Prospect(0.1, 1.0), math.inf, PerRow())
+
+
+def test_a_call_is_refused_by_how_late_others_are() -> None:
+    assert misses(Prospect(0.1, 1.0), 1.5, PerRow(), lateness=2.0)
+    assert not misses(Prospect(0.1, 1.0), 2.0, PerRow(), lateness=2.0)
+
+
+@pytest.mark.parametrize("slowness", [0.7, 1.0, 3.0])
+def test_lateness_comes_to_the_quantile_of_the_calls(slowness: float) -> None:
+    draw, lateness, expected = np.random.default_rng(1), Lateness(), Prospect(0.05, 0.2)
+    found = []
+    for took in slowness * 0.2 * draw.exponential(size=6000):
+        lateness.ended(expected, took)
+        found.append(lateness.factor(expected))
+    assert np.mean(found[1000:]) == pytest.approx(slowness * -math.log(0.05), rel=0.25)
+
+
+def test_calls_that_miss_their_deadline_raise_it_until_such_calls_are_refused() -> None:
+    lateness, expected = Lateness(), Prospect(0.05, 0.2)
+    for _ in range(100):
+        lateness.missed(expected, left_s=1.0)
+    assert misses(expected, 1.0, PerRow(), lateness.factor(expected))
+    assert lateness.factor(expected) < 1.25 * 5
+
+
+def test_lateness_is_of_calls_with_about_as_much_to_wait_for() -> None:
+    lateness = Lateness()
+    for _ in range(100):
+        lateness.missed(Prospect(0.05, 0.2), left_s=1.0)
+    assert lateness.factor(Prospect(0.05, 3.0)) == 0
+    assert lateness.factor(Prospect(0.2, 0.2)) == 0  # nothing waits
 
 
 def test_nothing_is_refused_by_a_model_that_has_not_learned() -> None:
     fresh = ServiceTime()
-    assert not misses(1e9, 0.001, fresh)
+    assert not misses(Prospect(1e9, 1e9), 0.001, fresh)
     for _ in range(20):
         fresh.learn(4, 10, 0.1)
-    assert misses(1e9, 0.001, fresh)
+    assert misses(Prospect(1e9, 1e9), 0.001, fresh)
 
 
 busy = st.lists(st.floats(0, 10), min_size=1, max_size=5)
