@@ -1,5 +1,7 @@
 """How many instances a version gets, with how many threads each: as told, as advised, or what answers most rows here."""
 
+from collections.abc import Callable, Sequence
+
 import structlog
 
 from services.inference.host import Host
@@ -14,6 +16,7 @@ from services.repository.store import Repository
 log = structlog.get_logger("hone.choosing")
 
 MOST_PROCESSES = 4  # compared, where each instance is a process and holds the weights once more
+NEAR = 2.0  # times: what a neighbour on the machine can take away
 
 
 def open_version(repository: Repository, manifest: Manifest, settings: InferenceSettings, host: Host) -> Opened:
@@ -45,14 +48,26 @@ def _measured(repository: Repository, manifest: Manifest, settings: InferenceSet
     """Each is loaded and closed again: keeping the best so far would hold the weights twice while the next one is tried."""
     most = MOST_PROCESSES if settings.isolation is Isolation.PROCESS else len(settings.cores)
     compared = candidates(len(settings.cores), most)
-    rates: dict[Parallelism, float] = {}
-    for parallelism in compared:
+
+    def rate(parallelism: Parallelism) -> float:
         candidate = Opener(repository, manifest, settings, parallelism).open()
         try:
-            rates[parallelism] = rows_per_second(candidate.backends, manifest.signature, settings.tune_s / len(compared))
+            return rows_per_second(candidate.backends, manifest.signature, settings.tune_s / len(compared))
         finally:
             candidate.close()
+
+    rates = highest_rates(compared, rate)
     best = max(compared, key=rates.__getitem__)
-    told = {str(parallelism): round(rate) for parallelism, rate in rates.items()}
+    told = {str(parallelism): round(each) for parallelism, each in rates.items()}
     log.info("instances measured", model=manifest.reference, chosen=str(best), rows_per_second=told)
     return best
+
+
+def highest_rates(compared: Sequence[Parallelism], rate: Callable[[Parallelism], float]) -> dict[Parallelism, float]:
+    """Each one's rate, the higher of two where it comes near the best: what else a machine does only ever slows one down."""
+    rates = {parallelism: rate(parallelism) for parallelism in compared}
+    near = [parallelism for parallelism in compared if rates[parallelism] * NEAR >= max(rates.values())]
+    if len(near) > 1:
+        for parallelism in reversed(near):  # else what slows the last one would hit it twice in a row
+            rates[parallelism] = max(rates[parallelism], rate(parallelism))
+    return rates

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from services.backends import Array, LoadError, RunError
-from services.inference.choosing import choose, open_version
+from services.inference.choosing import choose, highest_rates, open_version
 from services.inference.host import Host
 from services.inference.opening import Opener, closed_on_failure
 from services.inference.parallelism import Parallelism, candidates
@@ -62,6 +62,24 @@ def test_what_was_measured_is_among_the_candidates_and_not_measured_again(reposi
     assert host.measured == {plain.digest: chosen}
     host.measured[plain.digest] = Parallelism(9, 9)
     assert choose(repository, plain, FourCores(tune_s=0.03), host) == Parallelism(9, 9)
+
+
+def test_one_slowed_down_by_something_else_is_measured_again() -> None:
+    one, both = Parallelism(1, 2), Parallelism(2, 1)
+    measured = {one: [100.0, 110.0], both: [80.0, 150.0]}
+    assert highest_rates([one, both], lambda parallelism: measured[parallelism].pop(0)) == {one: 110.0, both: 150.0}
+
+
+def test_one_far_behind_is_not_measured_again() -> None:
+    one, both, far = Parallelism(1, 4), Parallelism(2, 2), Parallelism(4, 1)
+    asked: list[Parallelism] = []
+
+    def rate(parallelism: Parallelism) -> float:
+        asked.append(parallelism)
+        return {one: 100.0, both: 90.0, far: 40.0}[parallelism]
+
+    highest_rates([one, both, far], rate)
+    assert asked == [one, both, far, both, one]
 
 
 def test_an_opened_version_has_a_warm_backend_for_each_instance(repository: Repository, plain: Manifest) -> None:
