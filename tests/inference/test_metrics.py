@@ -68,8 +68,8 @@ class TestHistogram:
         for value in (1, 2, 2, 1000):
             metrics.batch_rows.observe(value)
         found = scraped(registry, model="m", version="1")
-        buckets = {bound: found[f"hone_batch_rows_bucket{{le={bound}}}"] for bound in ("1", "2", "4", "128", "+Inf")}
-        assert buckets == {"1": 1, "2": 3, "4": 3, "128": 3, "+Inf": 4}
+        buckets = {bound: found[f"hone_batch_rows_bucket{{le={bound}}}"] for bound in ("1.0", "2.0", "4.0", "128.0", "+Inf")}
+        assert buckets == {"1.0": 1, "2.0": 3, "4.0": 3, "128.0": 3, "+Inf": 4}
         assert (found["hone_batch_rows_count"], found["hone_batch_rows_sum"]) == (4, 1005)
 
 

@@ -20,11 +20,13 @@ VERDICTS = {
 }
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """The first column to the left, figures to the right."""
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, whole: bool = False) -> Table:
+    """The first column to the left, figures to the right. `whole`: the first column is never cut, however narrow the terminal."""
     made = Table(title=title, title_justify="left", header_style="bold")
+    rows = list(rows)
+    longest = max((len(row[0]) for row in rows), default=0)
     for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index == 0 else "right")
+        made.add_column(column, justify="left" if index == 0 else "right", min_width=longest if whole and index == 0 else None)
     for row in rows:
         made.add_row(*row)
     return made
@@ -50,12 +52,12 @@ def versions(models: Iterable[models_pb2.ModelVersion]) -> Table:
         )
         for model in models
     ]
-    return table("", ("model", "task", "format", "size", "made from", "channels"), rows)
+    return table("", ("model", "task", "format", "size", "made from", "channels"), rows, whole=True)
 
 
 def jobs(found: Iterable[jobs_pb2.Job]) -> Table:
     rows = [(job.id, state(job), job.spec.source, job.published, job.created.ToDatetime().isoformat(" ", "seconds")) for job in found]
-    return table("", ("job", "state", "source", "published", "created (UTC)"), rows)
+    return table("", ("job", "state", "source", "published", "created (UTC)"), rows, whole=True)
 
 
 def report(found: jobs_pb2.Report) -> Table:
