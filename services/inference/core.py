@@ -11,6 +11,7 @@ from services.chassis.faults import InvalidField, WrongState
 from services.inference.answer_key import answer_key
 from services.inference.answers import Answers, Ledger
 from services.inference.calls import Call, Options, Result, Served
+from services.inference.engine import Engine
 from services.inference.layout import per_token_outputs, stack
 from services.inference.models import Models
 from services.inference.rows import IDS, tensor_rows
@@ -65,6 +66,8 @@ class Core:
         wanted = _wanted(served.signature, outputs)
         self._check_rows("texts", len(texts))
         with served.lend() as engine:
+            if not self._remembers(options):  # else some of its rows may be known
+                _refuse_hopeless(engine, route.arm or channel, len(texts), options)
             begun = time.monotonic_ns()
             assert served.encoder is not None  # noqa: S101 (text tasks have one)
             with tracing.span("tokenize", {"hone.rows": len(texts)}):
@@ -104,6 +107,9 @@ class Core:
             tokens = inputs[IDS].shape[1] if served.signature.task.takes_text else 0
             return await self._run(Call(served, engine, route, channel, rows, wanted, options, tokens))
 
+    def _remembers(self, options: Options) -> bool:
+        return self._answers.enabled and not options.bypass_cache
+
     def _check_rows(self, field: str, rows: int) -> None:
         if not 0 < rows <= self._max_rows:
             raise InvalidField(field, f"must be 1 to {self._max_rows} rows, not {rows}")
@@ -133,7 +139,7 @@ class Core:
     async def _answer(self, call: Call) -> list[RowAnswer]:
         """Each row's answer: remembered, or computed once however many ask."""
         served, engine, outputs, options = call.served, call.engine, call.outputs, call.options
-        if options.bypass_cache or not self._answers.enabled:
+        if not self._remembers(options):
             return await engine.submit([Item(row, outputs) for row in call.rows], options.priority, options.deadline).answers()
         keys = [answer_key(served.digest, row, outputs) for row in call.rows]
         begun = time.monotonic_ns()
@@ -150,6 +156,19 @@ class Core:
             compute_s = max(answer.compute_ns for answer in computed.values()) / 1e9
             self._answers.put(served.namespace, {key: answer.outputs for key, answer in computed.items()}, compute_s)
         return [computed[key] if key in computed else RowAnswer(known[key], 0, 0, 0) for key in keys]
+
+
+def _refuse_hopeless(engine: Engine, variant: str, rows: int, options: Options) -> None:
+    """Before tokenizing what would be refused anyway. Raises Overloaded, DeadlineMissed; counted as a call that failed then."""
+    try:
+        with engine.variants.running_call(variant, options.deadline):
+            engine.check(rows, options.priority, options.deadline)
+    except Exception:
+        engine.statistics.requests += 1
+        engine.statistics.rows += rows
+        engine.statistics.failed_requests += 1
+        engine.times.failed(0)
+        raise
 
 
 def _result(call: Call, answers: Sequence[RowAnswer]) -> Result:

@@ -83,6 +83,16 @@ class Engine:
         """For what is measured of a version outside of its engine."""
         return self._metrics
 
+    def check(self, rows: int, priority: int, deadline: float) -> None:
+        """Refuses a call that `submit` would refuse however short its rows are, before anything is spent on them.
+
+        Raises:
+            Overloaded: the queue is full.
+            DeadlineMissed: it would be answered too late.
+        """
+        if self._instances.live:
+            self._let_in(Work(rows, rows), priority, deadline, self._clock())
+
     def submit(self, items: Sequence[Item], priority: int, deadline: float) -> Ticket:
         """Queues a call's rows, all or none; `deadline` is on the engine's clock.
 
@@ -130,9 +140,12 @@ class Engine:
         """What the call has to expect; None where it has no deadline, or computes nothing of its own."""
         fresh = [row for row in rows if row.flight is None or row.flight not in self._flights]
         own = Work(len(fresh), sum(row.length for row in fresh))
+        return self._let_in(own, fresh[0].priority, fresh[0].deadline, now) if fresh else None
+
+    def _let_in(self, own: Work, priority: int, deadline: float, now: float) -> Prospect | None:
         try:
             self._batcher.admit(own.rows, own.tokens)
-            return self._expect(own, fresh[0], now) if fresh and fresh[0].deadline < math.inf else None
+            return self._expect(own, priority, deadline - now, now) if deadline < math.inf else None
         except QueueFull as error:
             self.statistics.refused_requests += 1
             raise Overloaded(f"the queue is full: {error}", self._backlog_s()) from None
@@ -140,14 +153,13 @@ class Engine:
             self.statistics.refused_requests += 1
             raise
 
-    def _expect(self, own: Work, row: QueuedRow, now: float) -> Prospect:
-        """For a call with this row among its own. Raises DeadlineMissed."""
+    def _expect(self, own: Work, priority: int, left_s: float, now: float) -> Prospect:
+        """Raises DeadlineMissed."""
         free_s = [instance.free_at - now for instance in self._instances.live]
-        ahead = Work(*self._batcher.ahead_of(row.priority))
+        ahead = Work(*self._batcher.ahead_of(priority))
         expected = prospect(free_s, ahead, own, self._batcher.policy, self.service_time)
-        if misses(expected, row.deadline - now, self.service_time, self._lateness.factor(expected)):
-            left_ms = (row.deadline - now) * 1e3
-            raise DeadlineMissed(f"would finish in about {expected.finish_s * 1e3:.0f} ms, the deadline is in {left_ms:.0f} ms")
+        if misses(expected, left_s, self.service_time, self._lateness.factor(expected)):
+            raise DeadlineMissed(f"would finish in about {expected.finish_s * 1e3:.0f} ms, the deadline is in {left_s * 1e3:.0f} ms")
         return expected
 
     def _enter(self, row: QueuedRow, ticket: Ticket, index: int, now: float) -> None:

@@ -136,6 +136,18 @@ async def test_a_caller_cancelled_while_its_batch_runs_harms_nobody(start: Start
     assert engine.statistics.dropped_rows == 0
 
 
+async def test_a_call_that_cannot_fit_is_refused_before_its_rows_are_made(start: Start, backend: HeldBackend) -> None:
+    engine = start(backend, queue_rows=3)
+    blocker = await occupied(engine, backend)
+    waiting = [ask(engine, [2, number]) for number in range(2)]
+    engine.check(1, 0, math.inf)
+    with pytest.raises(Overloaded, match="2 rows wait, the limit is 3"):
+        engine.check(2, 0, math.inf)
+    assert (engine.queued_rows, engine.statistics.refused_requests) == (2, 1)
+    backend.gate.set()
+    await asyncio.gather(blocker, *waiting)
+
+
 async def test_equal_questions_are_computed_once(start: Start, backend: HeldBackend) -> None:
     engine = start(backend)
     blocker = await occupied(engine, backend)
