@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from services.backends import Backend
-from services.chassis.faults import DeadlineMissed, Overloaded, Unavailable
-from services.inference.admission import Lateness, Prospect, Work, misses, prospect, run_s
-from services.inference.batching import Batch, Batcher, Policy, QueueFull
+from services.chassis.faults import DeadlineMissed, Unavailable
+from services.inference.admission import Prospect, Work
+from services.inference.batching import Batch, Batcher, Policy
+from services.inference.gate import Gate
 from services.inference.instance import Instance, Loss, Ran
 from services.inference.instances import Care, Instances
 from services.inference.layout import Layout
@@ -49,7 +50,6 @@ class Engine:
         self._layout = layout
         self._batcher: Batcher[QueuedRow] = Batcher(policy, self.service_time)
         self._flights: dict[bytes, QueuedRow] = {}
-        self._lateness = Lateness()
         self._clock = clock
         self._instances = Instances(
             backends,
@@ -60,6 +60,9 @@ class Engine:
             ended=self._finished,
             lost=self._lost,
             back=self._schedule_poll,
+        )
+        self._gate = Gate(
+            self._batcher, self.service_time, self.statistics, lambda: [instance.free_at for instance in self._instances.live]
         )
         self._returned: deque[Batch[QueuedRow]] = deque()  # prepared for an instance that was lost before it ran them
         self._loop = asyncio.get_running_loop()
@@ -91,13 +94,14 @@ class Engine:
             DeadlineMissed: it would be answered too late.
         """
         if self._instances.live:
-            self._let_in(Work(rows, rows), priority, deadline, self._clock())
+            self._gate.let_in(Work(rows, rows), priority, deadline, self._clock())
 
     def submit(self, items: Sequence[Item], priority: int, deadline: float) -> Ticket:
         """Queues a call's rows, all or none; `deadline` is on the engine's clock.
 
         Raises:
             Overloaded: the queue is full.
+            DeadlineMissed: it would be answered too late.
             Unavailable: the version is draining, or has no instance at the moment.
         """
         if self._draining:
@@ -140,27 +144,7 @@ class Engine:
         """What the call has to expect; None where it has no deadline, or computes nothing of its own."""
         fresh = [row for row in rows if row.flight is None or row.flight not in self._flights]
         own = Work(len(fresh), sum(row.length for row in fresh))
-        return self._let_in(own, fresh[0].priority, fresh[0].deadline, now) if fresh else None
-
-    def _let_in(self, own: Work, priority: int, deadline: float, now: float) -> Prospect | None:
-        try:
-            self._batcher.admit(own.rows, own.tokens)
-            return self._expect(own, priority, deadline - now, now) if deadline < math.inf else None
-        except QueueFull as error:
-            self.statistics.refused_requests += 1
-            raise Overloaded(f"the queue is full: {error}", self._backlog_s()) from None
-        except DeadlineMissed:
-            self.statistics.refused_requests += 1
-            raise
-
-    def _expect(self, own: Work, priority: int, left_s: float, now: float) -> Prospect:
-        """Raises DeadlineMissed."""
-        free_s = [instance.free_at - now for instance in self._instances.live]
-        ahead = Work(*self._batcher.ahead_of(priority))
-        expected = prospect(free_s, ahead, own, self._batcher.policy, self.service_time)
-        if misses(expected, left_s, self.service_time, self._lateness.factor(expected)):
-            raise DeadlineMissed(f"would finish in about {expected.finish_s * 1e3:.0f} ms, the deadline is in {left_s * 1e3:.0f} ms")
-        return expected
+        return self._gate.let_in(own, fresh[0].priority, fresh[0].deadline, now) if fresh else None
 
     def _enter(self, row: QueuedRow, ticket: Ticket, index: int, now: float) -> None:
         twin = self._flights.get(row.flight) if row.flight is not None else None
@@ -178,7 +162,7 @@ class Engine:
             ticket.give(index, row.answer)
 
     def _abandon(self, ticket: Ticket) -> None:
-        self._judge(ticket)
+        self._gate.judge(ticket, self._clock())
         for row in ticket.rows:
             row.waiters = [waiter for waiter in row.waiters if waiter[0] is not ticket]
             if row.waiters:
@@ -190,16 +174,6 @@ class Engine:
                 self._forget(row)
         ticket.rows = []
         self._check_idle()
-
-    def _judge(self, ticket: Ticket) -> None:
-        """Holds what became of a call against what it was to expect."""
-        if ticket.expected is None:
-            return
-        now = self._clock()
-        if ticket.complete:
-            self._lateness.ended(ticket.expected, now - ticket.asked)
-        elif ticket.late or now >= ticket.deadline:  # its caller may have given up first
-            self._lateness.missed(ticket.expected, ticket.deadline - ticket.asked)
 
     def _forget(self, row: QueuedRow) -> None:
         if row.flight is not None and self._flights.get(row.flight) is row:
@@ -213,11 +187,6 @@ class Engine:
         taken += [row for batch in self._returned for row in batch.rows]
         self._returned.clear()
         return taken
-
-    def _backlog_s(self) -> float:
-        """When the rows waiting now will about have run."""
-        seconds = run_s(Work(len(self._batcher), self._batcher.tokens), self._batcher.policy, self.service_time)
-        return max(0.001, seconds / max(1, len(self._instances.live)))
 
     # The loop
 
