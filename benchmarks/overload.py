@@ -82,5 +82,6 @@ def _show(options: argparse.Namespace, peaks: Sequence[load.Load], over: load.Lo
     )
 
 
-def _latencies(loads: Sequence[load.Load]) -> tuple[str, str]:
-    return tuple(f"{statistics.median(getattr(each, name) for each in loads):.1f}" for name in ("p50_ms", "p99_ms"))  # type: ignore[return-value]
+def _latencies(loads: Sequence[load.Load]) -> list[str]:
+    """Medians of p50 and p99, ms."""
+    return [f"{statistics.median(values):.1f}" for values in ([each.p50_ms for each in loads], [each.p99_ms for each in loads])]
