@@ -14,6 +14,8 @@ import grpc
 import hone
 import hone.aio
 import pytest
+from grpc.aio import Metadata
+from hone import transfers
 from hone.channel import SAFE
 from hone.inference.v1 import inference_pb2
 from hone.optimization.v1 import jobs_pb2
@@ -257,6 +259,21 @@ async def test_an_asyncio_push_goes_on_too(folder: Path) -> None:
             assert (await client.models.push(folder, "m")).version == 1
     assert receiver.files == {path: data for path, data in FILES.items() if data}
     assert len(receiver.starts) == 2
+
+
+async def test_a_connection_broken_under_a_message_is_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What grpc.aio reports then is made by itself, and is not UNAVAILABLE."""
+    broken = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, Metadata(), Metadata(), "Internal error from Core")
+    refused = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, Metadata(), Metadata(), "the server's own fault")
+    faults = [broken, refused]
+
+    async def attempt() -> None:
+        raise faults.pop(0)
+
+    monkeypatch.setattr(transfers, "_pause_s", lambda number: 0.0)
+    with pytest.raises(grpc.aio.AioRpcError, match="own fault"):
+        await transfers.resuming_async(attempt)
+    assert not faults
 
 
 def downloading(files: dict[str, bytes], chunks: Sequence[models_pb2.FileChunk] | None = None) -> dict[str, grpc.RpcMethodHandler]:

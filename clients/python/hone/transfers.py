@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def resuming(attempt: Callable[[], T], attempts: int = ATTEMPTS) -> T:
-    """`attempt()`, made again while the server is UNAVAILABLE. Raises grpc.RpcError."""
+    """`attempt()`, made again while the server is UNAVAILABLE or the connection breaks. Raises grpc.RpcError."""
     for number in range(attempts):
         try:
             return attempt()
@@ -51,7 +51,12 @@ async def off_loop(items: Iterator[T]) -> AsyncIterator[T]:
 
 
 def _goes_on(error: grpc.RpcError, number: int, attempts: int) -> bool:
-    return error.code() is grpc.StatusCode.UNAVAILABLE and number < attempts - 1
+    return number < attempts - 1 and (error.code() is grpc.StatusCode.UNAVAILABLE or _broken_while_writing(error))
+
+
+def _broken_while_writing(error: grpc.RpcError) -> bool:
+    """grpc.aio tells so, and not with UNAVAILABLE, where the connection breaks just as a message is handed to it."""
+    return error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core"
 
 
 def _pause_s(number: int) -> float:
