@@ -33,6 +33,7 @@ MODELS = ("a", "b", "c")
 # Of the requests. What the last one is asked, it has to be loaded for, and another one to make room: often enough to see a leak, and
 # seldom enough that most of the time is spent answering.
 SHARES = (0.5, 0.498, 0.002)
+ANSWERS_BYTES = 4 << 20  # for remembered answers, full within the first tenth: what they may take is no growth
 TENTHS = 10
 READY_S = 120.0
 # gRPC's own pool, which grows where the machine is busy and shrinks when it is not.
@@ -134,6 +135,7 @@ def _running(repository: Path, folder: Path, memory_bytes: int) -> Iterator[_Ser
         "METRICS_PORT": metrics,
         "REPOSITORY": repository,
         "MEMORY_BYTES": memory_bytes,
+        "ANSWERS_BYTES": ANSWERS_BYTES,
         "FOLLOW_S": 0.2,
         "SPARE_S": 1,
         "LOG_LEVEL": "warning",

@@ -18,6 +18,7 @@ from services.inference.answers import Answers, MemoryAnswers
 from services.inference.core import Core
 from services.inference.errors import ERRORS
 from services.inference.host import Host
+from services.inference.memory import bound_arenas
 from services.inference.metrics import Metrics
 from services.inference.models import Models
 from services.inference.oip import wire as oip
@@ -130,4 +131,5 @@ if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its own thread pool would take the instances' cores
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # versions are whole; nothing is fetched while serving
     settings = load(InferenceSettings)
+    bound_arenas(max(2, len(settings.cores)))
     run(main(settings), settings)

@@ -1,4 +1,4 @@
-"""How much memory there is, how much this process holds, and giving back what its allocator keeps."""
+"""How much memory there is, how much this process holds, and keeping its allocator from holding what nobody uses."""
 
 import ctypes
 import os
@@ -6,6 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_ARENA_VARIABLE = "MALLOC_ARENA_MAX"
+_M_ARENA_MAX = -8  # of malloc.h
 
 
 def total_bytes(root: Path = Path("/")) -> int:
@@ -31,6 +33,20 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have no such call
     if trim is not None:
         trim(0)
+
+
+def bound_arenas(arenas: int) -> None:
+    """Allows so many heaps in this process and in those that it starts; more only fragment, threads beyond the cores wait anyway.
+
+    glibc allows eight for each core, and what one of them frees helps no other. To be called before threads are started. A bound
+    that the environment sets (MALLOC_ARENA_MAX) holds instead.
+    """
+    if _ARENA_VARIABLE in os.environ:
+        return
+    os.environ[_ARENA_VARIABLE] = str(arenas)  # read when a process starts: of use to children only
+    bound = getattr(ctypes.CDLL(None), "mallopt", None)
+    if bound is not None:
+        bound(_M_ARENA_MAX, arenas)
 
 
 def _tree(pid: int) -> list[int]:

@@ -1,5 +1,8 @@
 """How much memory there is, by the files that the system tells it in, and how much this process holds."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -41,3 +44,32 @@ def test_what_the_process_holds_grows_and_is_given_back() -> None:
     assert before < resident_bytes() - size * 0.9 < MACHINE
     del block
     assert held_bytes() < before + size * 0.5
+
+
+ARENAS = """
+import ctypes, sys, threading
+from services.inference.memory import bound_arenas
+if sys.argv[1] == "bounded":
+    bound_arenas(2)
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+together = threading.Barrier(16)
+def hold():
+    libc.malloc(1000)
+    together.wait()
+threads = [threading.Thread(target=hold) for _ in range(16)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+libc.fopen.restype = ctypes.c_void_p
+file = ctypes.c_void_p(libc.fopen(sys.argv[2].encode(), b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+"""
+
+
+@pytest.mark.parametrize(("how", "environment", "most"), [("bounded", {}, 2), ("free", {}, 64), ("bounded", {"MALLOC_ARENA_MAX": "4"}, 4)])
+def test_threads_share_bounded_arenas(tmp_path: Path, how: str, environment: dict[str, str], most: int) -> None:
+    told = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"} | environment
+    subprocess.run([sys.executable, "-c", ARENAS, how, tmp_path / "info.xml"], env=told, check=True)
+    arenas = (tmp_path / "info.xml").read_text().count("<heap nr=")
+    assert most / 2 < arenas <= most or (how == "free" and arenas > 4)
