@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from services.cache.store import Entry, Stats, Store
+from services.cache.store import Entry, Namespace, Stats, Store
 from services.chassis import faults
 
 RETRY_AFTER_S = 0.05  # some tens of batches later; a cache that is worth waiting longer for is none
@@ -21,9 +21,13 @@ class BoundedStore:
         with self._place():
             return await self._store.get(namespace, keys)
 
-    async def put(self, namespace: str, entries: Sequence[Entry]) -> list[bool]:
+    async def lives(self, namespace: str, keys: Sequence[bytes]) -> list[float]:
         with self._place():
-            return await self._store.put(namespace, entries)
+            return await self._store.lives(namespace, keys)
+
+    async def put(self, namespace: str, entries: Sequence[Entry], *, epoch: int | None = None) -> list[bool]:
+        with self._place():
+            return await self._store.put(namespace, entries, epoch=epoch)
 
     async def delete(self, namespace: str, keys: Sequence[bytes]) -> None:
         with self._place():
@@ -32,6 +36,13 @@ class BoundedStore:
     async def clear(self, namespace: str) -> int:
         with self._place():
             return await self._store.clear(namespace)
+
+    async def describe(self, namespace: str) -> Namespace:
+        return await self._store.describe(namespace)  # no place: it is asked for on behalf of calls that have or had one
+
+    async def configure(self, namespace: str, ttl_s: float | None) -> None:
+        with self._place():
+            await self._store.configure(namespace, ttl_s)
 
     def stats(self) -> Stats:
         return self._store.stats()

@@ -64,14 +64,16 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache publishes no
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """Two handles on one database, both of the thread that opened them.
+    """Three handles on one database, all of the thread that opened them.
 
     `plain` gets and sets and knows no policy: a lookup that notes its recency costs four times one that does not, and fails on a full
-    disk. Its `set` removes a few expired rows as it goes. `ranked` notes recency and evicts.
+    disk. Its `set` removes a few expired rows as it goes. `ranked` notes recency and evicts. `rows` is for what diskcache cannot: rows by
+    the order of their keys, some at a time.
     """
 
     plain: Any
     ranked: Any
+    rows: sqlite3.Connection
 
     def holdings(self) -> tuple[int, int]:
         """Entries and bytes. Raises sqlite3.DatabaseError when diskcache's counters are damaged, which it tells in many ways."""
@@ -80,9 +82,28 @@ class Database:
         except (TypeError, ValueError) as error:
             raise sqlite3.DatabaseError("the counters are no numbers") from error
 
+    def end_s(self, row: bytes) -> float:
+        """When the row ends, in seconds since the epoch; 0 for none, or none of ours. Raises sqlite3.Error."""
+        found = self.rows.execute("SELECT expire_time FROM Cache WHERE key = ? AND raw = 1", (row,)).fetchone()
+        return found[0] if found is not None and isinstance(found[0], float) else 0.0
+
+    def first_row(self, since: bytes) -> bytes | None:
+        """The least key that is not below `since`. Raises sqlite3.Error."""
+        found = self.rows.execute("SELECT key FROM Cache WHERE key >= ? ORDER BY key LIMIT 1", (since,)).fetchone()
+        return None if found is None else _bytes(found[0])
+
+    def remove_rows(self, since: bytes, most: int, within: bytes | None) -> None:
+        """Removes at most `most` rows in the order of their keys, from `since` on and below `within`. Raises sqlite3.Error."""
+        until = "" if within is None else " AND key < :within"
+        self.rows.execute(
+            f"DELETE FROM Cache WHERE rowid IN (SELECT rowid FROM Cache WHERE key >= :since{until} ORDER BY key LIMIT :most)",  # noqa: S608
+            {"since": since, "most": most, "within": within},
+        )
+
     def close(self) -> None:
         self.plain.close()
         self.ranked.close()
+        self.rows.close()
 
 
 def open_database(folder: Path, policy: str, max_bytes: int) -> Database:
@@ -106,14 +127,16 @@ def open_database(folder: Path, policy: str, max_bytes: int) -> Database:
 
 def _open(folder: Path, policy: str, max_bytes: int) -> Database:
     entries = folder / ENTRIES_FOLDER
-    entries.mkdir(mode=0o700, exist_ok=True)
+    entries.mkdir(mode=0o700, parents=True, exist_ok=True)  # parents: a shard's own folder
     entries.chmod(0o700)
     with ExitStack() as opening:
         plain = opening.enter_context(closing(_handle(entries, "none", max_bytes, cull_limit=10)))
         # Without `cull_limit`: diskcache would evict at each `set`, and inside a batch's transaction, where the volume does not shrink, far
         # too much.
         ranked = opening.enter_context(closing(_handle(entries, policy, max_bytes, cull_limit=0)))
-        database = Database(plain, ranked)
+        rows = opening.enter_context(closing(sqlite3.connect(entries / diskcache.core.DBNAME, timeout=5, isolation_level=None)))
+        rows.execute("PRAGMA synchronous = NORMAL")  # as diskcache's: what a power cut brings back is swept again
+        database = Database(plain, ranked, rows)
         database.holdings()
         opening.pop_all()
     return database
@@ -127,7 +150,7 @@ def _handle(entries: Path, policy: str, max_bytes: int, cull_limit: int) -> Any:
         eviction_policy=policy,
         size_limit=max_bytes,
         cull_limit=cull_limit,
-        tag_index=1,
+        tag_index=0,
         statistics=0,
         sqlite_journal_mode="wal",
         sqlite_synchronous=1,

@@ -1,5 +1,6 @@
 """What the cache's tests share: a clock that stands still, and a service in this process on a free port."""
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from hone.cache.v1 import cache_pb2_grpc
 
 from services.cache.bounded import BoundedStore
+from services.cache.leases import LocalLeases
 from services.cache.metered import MeteredStore
 from services.cache.servicer import SERVICE, CacheServicer
 from services.cache.settings import CacheSettings
@@ -40,12 +42,19 @@ def serve() -> Serve:
     """`async with serve(store, max_batch=4) as stub`: the real server on a free port in front of `store`."""
 
     @asynccontextmanager
-    async def start(store: Store, **settings: Any) -> AsyncIterator["cache_pb2_grpc.CacheServiceAsyncStub"]:
+    async def start(
+        store: Store, *, lease_clock: Callable[[], float] = time.monotonic, **settings: Any
+    ) -> AsyncIterator["cache_pb2_grpc.CacheServiceAsyncStub"]:
         chosen = CacheSettings(port=0, **settings)
         server = Server(chosen, ErrorTable())
-        metered = MeteredStore(BoundedStore(store, chosen.max_waiting), server.registry)
-        cache_pb2_grpc.add_CacheServiceServicer_to_server(CacheServicer(metered, chosen), server.grpc)
+        bounded = BoundedStore(store, chosen.max_waiting)
+        leases = LocalLeases(lease_clock, chosen.max_leases)
+        door = CacheServicer(MeteredStore(bounded, server.registry), chosen, leases, unmetered=bounded)
+        server.before_drain.append(door.end_streams)
+        cache_pb2_grpc.add_CacheServiceServicer_to_server(door, server.grpc)
         async with server.running([SERVICE]), grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-            yield cache_pb2_grpc.CacheServiceStub(channel)
+            stub = cache_pb2_grpc.CacheServiceStub(channel)
+            stub.address = f"127.0.0.1:{server.port}"  # type: ignore[attr-defined]  # for those who bring a client
+            yield stub
 
     return start

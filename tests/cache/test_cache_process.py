@@ -1,54 +1,28 @@
 """The service as a process: killed, stopped under load, and refused a start."""
 
 import asyncio
-import json
-import os
 import signal
-import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from hone.aio import CacheClient
 from hone.cache.v1 import cache_pb2 as pb
 from hone.cache.v1 import cache_pb2_grpc
+from hone.near import NearCache
 
-ROOT = Path(__file__).parents[2]
+from services.cache.namespaces import TABLE_FILE
+from tests.cache.cache_processes import serving, start
+
 BATCH = 8
+LONG_S = 30.0
 
 
 def value_of(key: bytes) -> bytes:
     """Carries its key, so that a wrong value is seen."""
     return key * 300
-
-
-async def start(folder: Path, **settings: str) -> Process:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HONE_")}
-    environment |= {"HONE_CACHE_FOLDER": str(folder), "HONE_CACHE_PORT": "0", "PYTHONPATH": str(ROOT / "clients" / "python"), **settings}
-    return await asyncio.create_subprocess_exec(sys.executable, "-m", "services.cache", cwd=ROOT, env=environment, stderr=PIPE)
-
-
-@asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[tuple[Process, str]]:
-    """A running service and its address; killed at the end of the block if it still runs."""
-    process = await start(folder)
-    try:
-        yield process, await listening(process)
-    finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-
-async def listening(process: Process) -> str:
-    assert process.stderr is not None
-    async for line in process.stderr:
-        record = json.loads(line)
-        if record["event"] == "listening":
-            return f"127.0.0.1:{record['port']}"
-    raise AssertionError("the service ended without listening")
 
 
 async def write_on(stub: "cache_pb2_grpc.CacheServiceAsyncStub", writer: int, accepted: list[bytes], enough: asyncio.Event) -> None:
@@ -63,6 +37,13 @@ async def write_on(stub: "cache_pb2_grpc.CacheServiceAsyncStub", writer: int, ac
             number += BATCH
             if number >= 20 * BATCH:
                 enough.set()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Of what is told over a connection: nothing here is woken by it."""
+    async with asyncio.timeout(LONG_S):
+        while not holds():  # noqa: ASYNC110  no event is set by it
+            await asyncio.sleep(0)
 
 
 async def end_under_load(folder: Path, number: signal.Signals) -> tuple[list[bytes], int | None]:
@@ -104,6 +85,46 @@ async def test_a_service_stopped_under_writes_loses_nothing_accepted(tmp_path: P
     assert status == 0
     assert len(accepted) >= 20 * BATCH
     assert await look_up(tmp_path, accepted) == [value_of(key) for key in accepted]
+
+
+async def test_what_was_cleared_stays_so_when_the_service_is_killed_at_once(tmp_path: Path) -> None:
+    keys = [b"%d" % number for number in range(500)]
+    async with serving(tmp_path) as (process, address), grpc.aio.insecure_channel(address) as channel:
+        stub = cache_pb2_grpc.CacheServiceStub(channel)
+        await stub.Put(pb.PutRequest(namespace="n", entries=[pb.Entry(key=key, value=value_of(key)) for key in keys]))
+        assert (await stub.Clear(pb.ClearRequest(namespace="n"))).epoch == 1
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+    assert await look_up(tmp_path, keys) == [None] * 500
+
+
+async def test_a_watch_does_not_hold_a_stop_up(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (process, address), grpc.aio.insecure_channel(address) as channel:
+        told = cache_pb2_grpc.CacheServiceStub(channel).Watch(pb.WatchRequest())
+        assert (await told.read()).HasField("began")
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(15):  # less than the grace that a running call has
+            assert await process.wait() == 0
+
+
+async def test_near_caches_begin_afresh_with_a_service_that_lost_its_table(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (process, address), CacheClient(address) as client, NearCache(client, bound_s=LONG_S) as near:
+        await until(lambda: near.watching)
+        await near.put("n", {b"a": b"old"})
+        assert [await near.get("n", [b"a"]) for _ in range(2)] == [[b"old"]] * 2
+        assert (near.hits, near.misses) == (1, 1)
+        process.kill()
+        await until(lambda: not near.watching)
+        assert near.held_bytes == 0
+        (tmp_path / TABLE_FILE).write_bytes(b"this is not a database" * 1_000)
+        async with serving(tmp_path, HONE_CACHE_PORT=address.rpartition(":")[2]):
+            await until(lambda: near.watching)
+            assert await near.get("n", [b"a"]) == [None]
+            await client.put("n", {b"a": b"new"})
+            assert await near.get("n", [b"a"]) == [b"new"]
+            await client.clear("n")  # the first of a table that counts from the start again; it is told all the same
+            await until(lambda: near.held_bytes == 0)
+            assert await near.get("n", [b"a"]) == [None]
 
 
 async def test_a_second_process_on_the_folder_is_refused_with_its_reason(tmp_path: Path) -> None:

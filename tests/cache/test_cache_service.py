@@ -25,7 +25,7 @@ def store(clock: Callable[[], float]) -> MemoryStore:
 class PickyStore(MemoryStore):
     """Refuses what says so, as a full disk does."""
 
-    async def put(self, namespace: str, entries: Sequence[Entry]) -> list[bool]:
+    async def put(self, namespace: str, entries: Sequence[Entry], *, epoch: int | None = None) -> list[bool]:
         return [entry.value != b"refuse me" and (await super(PickyStore, self).put(namespace, [entry]))[0] for entry in entries]
 
 
@@ -126,14 +126,15 @@ async def test_delete_removes_and_does_not_mind_what_is_not_there(serve: Serve, 
     assert left.results[0].status == ITEM_STATUS_MISS
 
 
-async def test_clear_takes_one_namespace_and_tells_how_many(serve: Serve, store: MemoryStore) -> None:
+async def test_clear_takes_one_namespace_and_tells_its_epoch(serve: Serve, store: MemoryStore) -> None:
     async with serve(store) as stub:
         for key, namespace in ((b"a", "n"), (b"b", "n"), (b"a", "other")):
             await stub.Put(put(key, b"1", namespace))
         answer = await stub.Clear(pb.ClearRequest(namespace="n"))
         cleared = await stub.Get(get(b"a", b"b"))
         other = await stub.Get(get(b"a", namespace="other"))
-    assert answer.entries == 2
+        again = await stub.Clear(pb.ClearRequest(namespace="n"))
+    assert (answer.epoch, again.epoch) == (1, 2)
     assert [result.status for result in cleared.results] == [ITEM_STATUS_MISS] * 2
     assert other.results[0].status == ITEM_STATUS_OK
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import tempfile
+from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -10,14 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from services.cache.compressed import CompressedStore
 from services.cache.disk import disk_store
 from services.cache.memory import MemoryStore
 from services.cache.sealed import Broken, seal, unseal
-from services.cache.store import Entry, Store
+from services.cache.sharded import merge, split
+from services.cache.store import Entry, Namespace, Store
 
 NAMESPACES = st.sampled_from(["a", "ab", "b"])
 KEYS = st.sampled_from([b"", b"b", b"\0", b"b\0", b"x" * 40])
-VALUES = st.binary(max_size=40_000)
+VALUES = st.binary(max_size=40_000) | st.integers(0, 40_000).map(bytes)  # the second kind is easily compressed
 TTLS_S = st.sampled_from([100.25, 5_000.25, 1e6])  # no sum of waits, so that no entry ends at the very moment of a look
 
 
@@ -25,11 +28,14 @@ class StoreMachine(RuleBasedStateMachine):
     """Drives a store beside a dict; `forgets` says whether its room is small enough for it to forget."""
 
     forgets = False
+    slack_s = 1e-3  # of the lives that are told
 
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 4e9
         self.model: dict[tuple[str, bytes], tuple[bytes, float]] = {}
+        self.epochs: Counter[str] = Counter()
+        self.ttls_s: dict[str, float | None] = {}
         self.runner = asyncio.Runner()
         self.folder = tempfile.TemporaryDirectory()
         self.stack = AsyncExitStack()
@@ -41,12 +47,14 @@ class StoreMachine(RuleBasedStateMachine):
     def live(self, namespace: str) -> dict[bytes, bytes]:
         return {key: value for (owner, key), (value, end_s) in self.model.items() if owner == namespace and end_s > self.now_s}
 
-    @rule(namespace=NAMESPACES, items=st.lists(st.tuples(KEYS, VALUES, TTLS_S), max_size=4))
-    def put(self, namespace: str, items: list[tuple[bytes, bytes, float]]) -> None:
-        taken = self.runner.run(self.store.put(namespace, [Entry(*item) for item in items]))
+    @rule(namespace=NAMESPACES, items=st.lists(st.tuples(KEYS, VALUES, TTLS_S), max_size=4), epochs_ago=st.sampled_from([None, 0, 1]))
+    def put(self, namespace: str, items: list[tuple[bytes, bytes, float]], epochs_ago: int | None) -> None:
+        epoch = None if epochs_ago is None else self.epochs[namespace] - epochs_ago
+        taken = self.runner.run(self.store.put(namespace, [Entry(*item) for item in items], epoch=epoch))
         assert len(taken) == len(items)
         for (key, value, ttl_s), kept in zip(items, taken, strict=True):
-            assert kept or self.forgets
+            assert not (kept and epochs_ago)
+            assert kept or epochs_ago or self.forgets
             if kept:
                 self.model[namespace, key] = (value, self.now_s + ttl_s)
 
@@ -56,6 +64,13 @@ class StoreMachine(RuleBasedStateMachine):
         for found, right in zip(self.runner.run(self.store.get(namespace, keys)), expected, strict=True):
             assert found == right or (found is None and self.forgets)
 
+    @rule(namespace=NAMESPACES, keys=st.lists(KEYS, max_size=6))
+    def lives(self, namespace: str, keys: list[bytes]) -> None:
+        live = self.live(namespace)
+        expected = [self.model[namespace, key][1] - self.now_s if key in live else 0.0 for key in keys]
+        for found, right in zip(self.runner.run(self.store.lives(namespace, keys)), expected, strict=True):
+            assert found == pytest.approx(right, abs=self.slack_s) or (found == 0 and self.forgets)
+
     @rule(namespace=NAMESPACES, keys=st.lists(KEYS, max_size=3))
     def delete(self, namespace: str, keys: list[bytes]) -> None:
         self.runner.run(self.store.delete(namespace, keys))
@@ -64,10 +79,19 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(namespace=NAMESPACES)
     def clear(self, namespace: str) -> None:
-        live = len(self.live(namespace))
-        cleared = self.runner.run(self.store.clear(namespace))
-        assert cleared == live or (cleared < live and self.forgets)
+        self.epochs[namespace] += 1
+        assert self.runner.run(self.store.clear(namespace)) == self.epochs[namespace]
         self.model = {name: kept for name, kept in self.model.items() if name[0] != namespace}
+
+    @rule(namespace=NAMESPACES, ttl_s=st.sampled_from([None, 0.5, 60.0]))
+    def configure(self, namespace: str, ttl_s: float | None) -> None:
+        self.runner.run(self.store.configure(namespace, ttl_s))
+        self.ttls_s[namespace] = ttl_s
+
+    @rule(namespace=NAMESPACES)
+    def describe(self, namespace: str) -> None:
+        expected = Namespace(self.epochs[namespace], self.ttls_s.get(namespace))
+        assert self.runner.run(self.store.describe(namespace)) == expected
 
     @rule(seconds=st.sampled_from([30.0, 70.5, 4_900.0]))
     def wait(self, seconds: float) -> None:
@@ -104,9 +128,10 @@ class TightMemory(StoreMachine):
 
 class RoomyDisk(StoreMachine):
     max_bytes = 1 << 30
+    shards = 1
 
     async def open(self) -> Store:
-        store = disk_store(Path(self.folder.name), "least-recently-used", self.max_bytes, lambda: self.now_s)
+        store = disk_store(Path(self.folder.name), "least-recently-used", self.max_bytes, lambda: self.now_s, shards=self.shards)
         return await self.stack.enter_async_context(store)
 
     @rule()
@@ -124,13 +149,41 @@ class TightDisk(RoomyDisk):
         assert self.store.stats().bytes <= self.max_bytes
 
 
+class ShardedDisk(RoomyDisk):
+    shards = 3
+
+
+class CompressedMemory(StoreMachine):
+    """Large values are compressed, small ones and those that would grow are not; which ones changes on the way."""
+
+    async def open(self) -> Store:
+        self.kept = MemoryStore(1 << 30, lambda: self.now_s)
+        return CompressedStore(self.kept, 1_000, 40_000)
+
+    @rule(compress_bytes=st.sampled_from([0, 1, 1_000, 40_000]))
+    def set(self, compress_bytes: int) -> None:
+        self.store = CompressedStore(self.kept, compress_bytes, 40_000)
+
+
 BRIEF = settings(max_examples=15, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 TestRoomyMemory = RoomyMemory.TestCase
 TestTightMemory = TightMemory.TestCase
 TestRoomyDisk = RoomyDisk.TestCase
 TestTightDisk = TightDisk.TestCase
-TestRoomyMemory.settings = TestTightMemory.settings = TestRoomyDisk.settings = TestTightDisk.settings = BRIEF
+TestShardedDisk = ShardedDisk.TestCase
+TestCompressedMemory = CompressedMemory.TestCase
+TestRoomyMemory.settings = TestTightMemory.settings = TestCompressedMemory.settings = BRIEF
+TestRoomyDisk.settings = TestTightDisk.settings = settings(BRIEF, max_examples=8)  # what is durable takes its time
+TestShardedDisk.settings = settings(BRIEF, max_examples=4)  # and each restart opens all the databases
+
+
+@given(keys=st.lists(st.binary(max_size=4)), shards=st.integers(1, 5))
+def test_merge_undoes_split_and_equal_keys_share_a_shard(keys: list[bytes], shards: int) -> None:
+    parts = split(keys, shards)
+    assert merge(list(parts.values()), [[keys[place] for place in places] for places in parts.values()]) == keys
+    homes = {(keys[place], shard) for shard, places in parts.items() for place in places}
+    assert len(homes) == len(set(keys))
 
 
 @given(key=st.binary(max_size=50), value=st.binary(max_size=200), expires_s=st.floats(0, 1e12))

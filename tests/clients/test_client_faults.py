@@ -187,14 +187,17 @@ def test_every_call_has_a_deadline(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
             lambda: list(jobs.watch("j")),
             jobs.techniques,
             lambda: cache.get("n", []),
+            lambda: cache.get_or_lease("n", [], lease=1),
             lambda: cache.put("n", {}),
+            lambda: cache.release("n", {}),
+            lambda: cache.configure("n", ttl=1),
             lambda: cache.delete("n", []),
             lambda: cache.clear("n"),
             cache.stats,
         ):
             with pytest.raises(grpc.RpcError):
                 call()
-    assert len(recorder.timeouts) == 24  # ListModels is asked for at two services
+    assert len(recorder.timeouts) == 26  # ListModels is asked for at two services
     assert all(recorder.timeouts.values())
     assert recorder.timeouts["Embed"] == 7
 

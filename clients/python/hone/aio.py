@@ -11,10 +11,10 @@ from typing import Any, Self
 import grpc
 from numpy.typing import NDArray
 
-from hone import channel, folders, results, specs
+from hone import cached, channel, folders, results, specs
 from hone.aio_datasets import Datasets
 from hone.cache.v1 import cache_pb2, cache_pb2_grpc
-from hone.client import NOT_YET, PASSING, POLL_S, WATCH_TIMEOUT_S, cached_values, put_request
+from hone.client import NOT_YET, PASSING, POLL_S, WATCH_TIMEOUT_S
 from hone.inference.v1 import inference_pb2, inference_pb2_grpc
 from hone.optimization.v1 import jobs_pb2, jobs_pb2_grpc
 from hone.repository.v1 import models_pb2, models_pb2_grpc
@@ -327,21 +327,55 @@ class CacheClient:
 
     async def get(self, namespace: str, keys: Sequence[bytes], *, timeout: float | None = None) -> list[bytes | None]:
         """Each key's value, None where there is none."""
-        request = cache_pb2.GetRequest(namespace=namespace, keys=keys)
-        return cached_values(await self._stub.Get(request, timeout=timeout or self._timeout))
+        return cached.cached_values(await self._stub.Get(cached.get_request(namespace, keys), timeout=timeout or self._timeout))
+
+    async def get_living(self, namespace: str, keys: Sequence[bytes], *, timeout: float | None = None) -> list[cached.Living | None]:
+        """Each key's value and how long it lives on, None where there is none."""
+        return cached.living(await self._stub.Get(cached.living_request(namespace, keys), timeout=timeout or self._timeout))
+
+    async def get_or_lease(
+        self, namespace: str, keys: Sequence[bytes], *, lease: float, wait: float = 0.0, timeout: float | None = None
+    ) -> list[cached.Cached]:
+        """Each key's value, or the right to compute it; see `hone.client.Cache.get_or_lease`."""
+        request = cached.get_request(namespace, keys, lease, wait)
+        return cached.cached(await self._stub.Get(request, timeout=timeout or self._timeout))
 
     async def put(
-        self, namespace: str, entries: Mapping[bytes, bytes], *, ttl: float | None = None, timeout: float | None = None
+        self,
+        namespace: str,
+        entries: Mapping[bytes, bytes],
+        *,
+        ttl: float | None = None,
+        leases: Mapping[bytes, int] | None = None,
+        timeout: float | None = None,
     ) -> "list[cache_pb2.ItemStatus.ValueType]":
-        """Stores entries for `ttl` seconds; each one's status, in order."""
-        return list((await self._stub.Put(put_request(namespace, entries, ttl), timeout=timeout or self._timeout)).statuses)
+        """Stores entries; see `hone.client.Cache.put`."""
+        request = cached.put_request(namespace, entries, ttl, leases)
+        return list((await self._stub.Put(request, timeout=timeout or self._timeout)).statuses)
+
+    async def release(self, namespace: str, leases: Mapping[bytes, int], *, timeout: float | None = None) -> None:
+        """Gives leases back unused, by key, so that the next caller need not wait for their end."""
+        await self._stub.Release(cached.release_request(namespace, leases), timeout=timeout or self._timeout)
 
     async def delete(self, namespace: str, keys: Sequence[bytes]) -> None:
         await self._stub.Delete(cache_pb2.DeleteRequest(namespace=namespace, keys=keys), timeout=self._timeout)
 
     async def clear(self, namespace: str) -> int:
-        """Empties a namespace; how many entries it had."""
-        return (await self._stub.Clear(cache_pb2.ClearRequest(namespace=namespace), timeout=self._timeout)).entries
+        """Empties a namespace; its new epoch, one more than before."""
+        return (await self._stub.Clear(cache_pb2.ClearRequest(namespace=namespace), timeout=self._timeout)).epoch
+
+    async def configure(self, namespace: str, *, ttl: float | None) -> None:
+        """Sets how many seconds entries live that are put from now on without a `ttl`; None: as long as the server says."""
+        await self._stub.Configure(cached.configure_request(namespace, ttl), timeout=self._timeout)
+
+    async def watch(self, namespaces: Sequence[str] = (), *, timeout: float | None = None) -> AsyncIterator[cache_pb2.WatchResponse]:
+        """What nearer caches must forget; see `hone.client.Cache.watch`. Raises grpc.RpcError."""
+        stream = self._stub.Watch(cache_pb2.WatchRequest(namespaces=namespaces), timeout=timeout)
+        try:
+            async for told in stream:
+                yield told
+        finally:
+            stream.cancel()
 
     async def stats(self) -> cache_pb2.GetStatsResponse:
         return await self._stub.GetStats(cache_pb2.GetStatsRequest(), timeout=self._timeout)

@@ -12,8 +12,8 @@ TIMEOUT_S = 30.0
 # Where `python -m services` listens.
 LOCAL = MappingProxyType({"optimization": "127.0.0.1:7001", "inference": "127.0.0.1:7002", "cache": "127.0.0.1:7003"})
 
-# Calls that give the same result when made twice. RollBack, PromoteArm, DeleteVersion, UnloadModel and RecordOutcome do not and are
-# made once.
+# Calls that may be made twice: it comes to the same. RollBack, PromoteArm, DeleteVersion, UnloadModel and RecordOutcome do not and are
+# made once. A Put under a lease that was stored by its first try may be told that it lost the lease: the value is there all the same.
 SAFE: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "hone.inference.v1.InferenceService": ("Embed", "Classify", "Predict", "ListModels", "LoadModel", "GetStatistics", "GetExperiment"),
@@ -23,7 +23,7 @@ SAFE: Mapping[str, tuple[str, ...]] = MappingProxyType(
             *("GetUpload", "GetModel", "ListModels", "SetChannel"),
             *("SetTraffic", "GetTraffic", "ClearTraffic"),
         ),
-        "hone.cache.v1.CacheService": ("Get", "Put", "Delete", "Clear", "GetStats"),
+        "hone.cache.v1.CacheService": ("Get", "Put", "Delete", "Clear", "Release", "Configure", "GetStats"),
     }
 )
 

@@ -8,10 +8,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
 from numpy.typing import NDArray
 
-from hone import channel, folders, results, specs
+from hone import cached, channel, folders, results, specs
 from hone.cache.v1 import cache_pb2, cache_pb2_grpc
 from hone.datasets import Datasets
 from hone.inference.v1 import inference_pb2, inference_pb2_grpc
@@ -343,37 +342,70 @@ class Cache:
         self._stub = cache_pb2_grpc.CacheServiceStub(connection)
         self._timeout = timeout
 
-    def get(self, namespace: str, keys: Sequence[bytes]) -> "list[bytes | None]":
+    def get(self, namespace: str, keys: Sequence[bytes], *, timeout: float | None = None) -> "list[bytes | None]":
         """Each key's value, None where there is none."""
-        response = self._stub.Get(cache_pb2.GetRequest(namespace=namespace, keys=keys), timeout=self._timeout)
-        return cached_values(response)
+        return cached.cached_values(self._stub.Get(cached.get_request(namespace, keys), timeout=timeout or self._timeout))
 
-    def put(self, namespace: str, entries: Mapping[bytes, bytes], *, ttl: float | None = None) -> "list[cache_pb2.ItemStatus.ValueType]":
-        """Stores entries for `ttl` seconds; each one's status, in order."""
-        return list(self._stub.Put(put_request(namespace, entries, ttl), timeout=self._timeout).statuses)
+    def get_living(self, namespace: str, keys: Sequence[bytes], *, timeout: float | None = None) -> "list[cached.Living | None]":
+        """Each key's value and how many seconds it lives on, None where there is none."""
+        return cached.living(self._stub.Get(cached.living_request(namespace, keys), timeout=timeout or self._timeout))
+
+    def get_or_lease(
+        self, namespace: str, keys: Sequence[bytes], *, lease: float, wait: float = 0.0, timeout: float | None = None
+    ) -> "list[cached.Cached]":
+        """Each key's value, or the right to compute it for `lease` seconds.
+
+        Where another caller has that right, the call waits for at most `wait` seconds, and until its timeout, for what it stores.
+        """
+        request = cached.get_request(namespace, keys, lease, wait)
+        return cached.cached(self._stub.Get(request, timeout=timeout or self._timeout))
+
+    def put(
+        self,
+        namespace: str,
+        entries: Mapping[bytes, bytes],
+        *,
+        ttl: float | None = None,
+        leases: Mapping[bytes, int] | None = None,
+        timeout: float | None = None,
+    ) -> "list[cache_pb2.ItemStatus.ValueType]":
+        """Stores entries for `ttl` seconds, else for as long as the namespace or the server says; each one's status, in order.
+
+        An entry with a lease (of `get_or_lease`) is stored only while that one is held, which ends with it.
+        """
+        request = cached.put_request(namespace, entries, ttl, leases)
+        return list(self._stub.Put(request, timeout=timeout or self._timeout).statuses)
+
+    def release(self, namespace: str, leases: Mapping[bytes, int], *, timeout: float | None = None) -> None:
+        """Gives leases back unused, by key, so that the next caller need not wait for their end."""
+        self._stub.Release(cached.release_request(namespace, leases), timeout=timeout or self._timeout)
 
     def delete(self, namespace: str, keys: Sequence[bytes]) -> None:
         self._stub.Delete(cache_pb2.DeleteRequest(namespace=namespace, keys=keys), timeout=self._timeout)
 
     def clear(self, namespace: str) -> int:
-        """Empties a namespace; how many entries it had."""
-        return self._stub.Clear(cache_pb2.ClearRequest(namespace=namespace), timeout=self._timeout).entries
+        """Empties a namespace; its new epoch, one more than before."""
+        return self._stub.Clear(cache_pb2.ClearRequest(namespace=namespace), timeout=self._timeout).epoch
+
+    def configure(self, namespace: str, *, ttl: float | None) -> None:
+        """Sets how many seconds entries live that are put from now on without a `ttl`; None: as long as the server says."""
+        self._stub.Configure(cached.configure_request(namespace, ttl), timeout=self._timeout)
+
+    def watch(self, namespaces: Sequence[str] = (), *, timeout: float | None = None) -> Iterator[cache_pb2.WatchResponse]:
+        """What nearer caches must forget, of all namespaces where none is named; `began` first.
+
+        It goes on until the caller closes it or the service stops. A watch that breaks has missed something: begin again, and forget all.
+
+        Raises grpc.RpcError.
+        """
+        stream = self._stub.Watch(cache_pb2.WatchRequest(namespaces=namespaces), timeout=timeout)
+        try:
+            yield from stream
+        finally:
+            stream.cancel()
 
     def stats(self) -> cache_pb2.GetStatsResponse:
         return self._stub.GetStats(cache_pb2.GetStatsRequest(), timeout=self._timeout)
-
-
-def cached_values(response: cache_pb2.GetResponse) -> list[bytes | None]:
-    return [result.value if result.status == cache_pb2.ITEM_STATUS_OK else None for result in response.results]
-
-
-def put_request(namespace: str, entries: Mapping[bytes, bytes], ttl: float | None) -> cache_pb2.PutRequest:
-    life = None if ttl is None else Duration()
-    if ttl is not None and life is not None:
-        life.FromNanoseconds(int(ttl * 1e9))
-    return cache_pb2.PutRequest(
-        namespace=namespace, entries=[cache_pb2.Entry(key=key, value=value, ttl=life) for key, value in entries.items()]
-    )
 
 
 def _counted(
