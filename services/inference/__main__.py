@@ -16,6 +16,7 @@ from services.chassis.server import Server, run, until_signalled
 from services.chassis.settings import load
 from services.inference.answers import Answers, MemoryAnswers
 from services.inference.core import Core
+from services.inference.departed import Departed
 from services.inference.errors import ERRORS
 from services.inference.host import Host
 from services.inference.memory import bound_arenas
@@ -23,6 +24,7 @@ from services.inference.metrics import Metrics
 from services.inference.models import Models
 from services.inference.oip import wire as oip
 from services.inference.oip.servicer import OpenInferenceServicer
+from services.inference.served import ServedVersion
 from services.inference.servicer import NAME, InferenceServicer
 from services.inference.settings import InferenceSettings
 from services.inference.shared_answers import SharedAnswers
@@ -39,7 +41,14 @@ async def main(settings: InferenceSettings) -> None:
         server = Server(settings, ERRORS)
         metrics = Metrics(server.registry)
         answers = await stack.enter_async_context(_answers(settings, server, metrics))
-        models = Models(Repository(settings.repository), settings, metrics, gone=lambda served: answers.drop(served.namespace))
+        repository = Repository(settings.repository)
+        departed = Departed(repository, answers.clear)
+
+        def gone(served: ServedVersion) -> None:
+            answers.drop(served.namespace)
+            departed.add(served)
+
+        models = Models(repository, settings, metrics, gone=gone)
         stack.push_async_callback(models.close)
         shadows = await stack.enter_async_context(_splitting(models, settings, server))
         core = Core(models, answers, settings.max_rows, shadows)
@@ -49,7 +58,7 @@ async def main(settings: InferenceSettings) -> None:
         server.reflected = oip.reflected()
         server.before_drain.append(door.end_streams)
         await stack.enter_async_context(server.running([NAME, oip.NAME]))
-        await stack.enter_async_context(_following(models, server))
+        await stack.enter_async_context(_following(models, departed, server))
         await _until_signalled_or_given_up(models.host)
     if models.host.given_up.is_set():
         log.error("too many threads hang in this process; ending it, so that whoever supervises it starts another")
@@ -71,7 +80,7 @@ async def _answers(settings: InferenceSettings, server: Server, metrics: Metrics
         if settings.cache:
             connection = grpc.aio.insecure_channel(settings.cache, channel.options(retries=False), interceptors=server.client_interceptors)
             client = CacheClient(settings.cache, connection=await stack.enter_async_context(connection))
-            shared = SharedAnswers(client, timeout_s=settings.cache_timeout_s, ttl_s=settings.answers_ttl_s)
+            shared = SharedAnswers(client, timeout_s=settings.cache_timeout_s, ttl_s=settings.answers_ttl_s, lease_s=settings.cache_lease_s)
         memory = MemoryAnswers(settings.answers_bytes) if settings.answers_bytes else None
         answers = Answers(memory, shared, switched=metrics.lookups_switched)
         stack.push_async_callback(answers.close)
@@ -95,7 +104,7 @@ async def _splitting(models: Models, settings: InferenceSettings, server: Server
 
 
 @asynccontextmanager
-async def _following(models: Models, server: Server) -> AsyncIterator[None]:
+async def _following(models: Models, departed: Departed, server: Server) -> AsyncIterator[None]:
     """Ready once what the channels point at is loaded, or has failed to."""
 
     async def follow() -> None:
@@ -105,6 +114,7 @@ async def _following(models: Models, server: Server) -> AsyncIterator[None]:
         gc.freeze()
         async with asyncio.TaskGroup() as group:
             group.create_task(models.follow())
+            group.create_task(departed.follow())
             group.create_task(_tell_readiness(models, server))
 
     task = asyncio.get_running_loop().create_task(follow())

@@ -2,7 +2,7 @@
 
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -139,8 +139,17 @@ class Answers:
         if self._shared is not None and (stored := {key: values for key, values in outputs.items() if ledger.shared.wants(key)}):
             self._shared.put(namespace, stored)
 
+    def release(self, namespace: str, keys: Iterable[bytes]) -> None:
+        """To be called once a call that looked `keys` up has ended, however: what it did not put, nobody is to wait for."""
+        if self._shared is not None:
+            self._shared.release(namespace, keys)
+
+    async def clear(self, namespace: str) -> bool:
+        """Forgets a version that was deleted, in the cache service. False where that is to be tried again."""
+        return self._shared is None or await self._shared.clear(namespace)
+
     def drop(self, namespace: str) -> None:
-        """Forgets a version that is gone for good; the cache service's copies expire."""
+        """Forgets a version that this replica unloaded for good; other replicas may serve it, and a roll-back bring it back."""
         ledger = self._ledgers.pop(namespace, Ledger())
         for layer, economics in (("memory", ledger.memory), ("shared", ledger.shared)):
             if not economics.on:

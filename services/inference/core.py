@@ -142,6 +142,13 @@ class Core:
         if not self._remembers(options):
             return await engine.submit([Item(row, outputs) for row in call.rows], options.priority, options.deadline).answers()
         keys = [answer_key(served.digest, row, outputs) for row in call.rows]
+        try:
+            return await self._remembered_or_computed(call, keys)
+        finally:
+            self._answers.release(served.namespace, keys)
+
+    async def _remembered_or_computed(self, call: Call, keys: Sequence[bytes]) -> list[RowAnswer]:
+        served, engine, outputs, options = call.served, call.engine, call.outputs, call.options
         begun = time.monotonic_ns()
         with tracing.span("cache lookup", {"hone.rows": len(keys)}):
             known = await self._answers.get(served.namespace, keys)

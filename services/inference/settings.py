@@ -42,6 +42,12 @@ class InferenceSettings(ServerSettings):
     shadow_calls: int = Field(4, ge=0, description="Copies of calls that run on shadow versions at once; 0 copies none.")
     cache: str = Field("", description="Address of the cache service; empty remembers answers in this process only.")
     cache_timeout_s: float = Field(0.05, gt=0, description="Longest wait for the cache; a slower cache is a miss.")
+    cache_lease_s: float = Field(
+        10,
+        gt=0,
+        description="How long one replica may take over an answer that others wait for (each at most cache_timeout_s), queueing "
+        "included: what it stores later is refused. At most the cache service's max_lease_s, which refuses lookups otherwise.",
+    )
     answers_bytes: int = Field(64 << 20, ge=0, description="Memory for remembered answers; 0 remembers nothing in this process.")
     answers_ttl_s: float = Field(86400, gt=0, description="How long the cache service keeps an answer.")
     instances: int = Field(0, ge=0, le=64, description="Batches of a model at once; 0, with threads 0, takes what measures best.")

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -38,27 +39,71 @@ def digest(number: int) -> bytes:
     return hashlib.blake2b(key(number)).digest()
 
 
-class FakeCache:
-    """Answers once `gate` is open; `fault` is raised instead."""
+@dataclass(frozen=True)
+class Looked:
+    """As hone.cached.Cached."""
 
-    def __init__(self) -> None:
+    value: bytes | None = None
+    lease: int = 0
+    leased: bool = False
+
+
+class FakeCache:
+    """Answers once `gate` is open; `fault` is raised instead. Gives leases where `leasing`, and lets callers wait until `news`."""
+
+    def __init__(self, *, leasing: bool = False) -> None:
         self.gate = asyncio.Event()
         self.gate.set()
         self.kept: dict[bytes, bytes] = {}
         self.gets: list[list[bytes]] = []
+        self.waits: list[list[bytes]] = []
         self.puts: list[dict[bytes, bytes]] = []
+        self.put_leases: dict[bytes, int] = {}
+        self.cleared: list[str] = []
         self.fault: Exception | None = None
         self.mangle: Callable[[list[bytes | None]], list[bytes | None]] = lambda values: values
+        self.leases: dict[bytes, int] = {}
+        self.news = asyncio.Event()
+        self._leasing = leasing
+        self._given = 0
 
-    async def get(self, namespace: str, keys: Sequence[bytes], *, timeout: float) -> list[bytes | None]:
-        self.gets.append(list(keys))
+    async def get_or_lease(self, namespace: str, keys: Sequence[bytes], *, lease: float, wait: float, timeout: float) -> list[Looked]:
+        (self.waits if wait else self.gets).append(list(keys))
         await self._act(len(keys))
-        return self.mangle([self.kept.get(key) for key in keys])
+        if wait:
+            await self.news.wait()
+        values = self.mangle([self.kept.get(key) for key in keys])
+        return [self._looked(key, value) for key, value in zip(keys, values, strict=False)] + [
+            Looked(value) for value in values[len(keys) :]
+        ]
 
-    async def put(self, namespace: str, entries: Mapping[bytes, bytes], *, ttl: float, timeout: float) -> None:
+    def _looked(self, key: bytes, value: bytes | None) -> Looked:
+        if value is not None or not self._leasing:
+            return Looked(value)
+        if key in self.leases:
+            return Looked(leased=True)
+        self._given += 1
+        self.leases[key] = self._given
+        return Looked(lease=self._given)
+
+    async def put(self, namespace: str, entries: Mapping[bytes, bytes], *, ttl: float, leases: Mapping[bytes, int], timeout: float) -> None:
         self.puts.append(dict(entries))
         await self._act(len(entries))
+        self.put_leases.update(leases)
         self.kept.update(entries)
+        self._end(leases)
+
+    async def release(self, namespace: str, leases: Mapping[bytes, int], *, timeout: float) -> None:
+        await self._act(len(leases))
+        self._end(leases)
+
+    async def clear(self, namespace: str) -> None:
+        await self._act(0)
+        self.cleared.append(namespace)
+
+    def _end(self, leases: Mapping[bytes, int]) -> None:
+        for key, lease in leases.items():
+            assert self.leases.pop(key) == lease
 
     async def _act(self, items: int) -> None:
         if items > MOST:

@@ -13,6 +13,7 @@ from hone.cache.v1 import cache_pb2_grpc
 from hone.inference.v1 import inference_pb2 as pb
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from services.cache.leases import LocalLeases
 from services.cache.memory import MemoryStore
 from services.cache.servicer import CacheServicer
 from services.cache.settings import CacheSettings
@@ -113,7 +114,8 @@ async def test_a_lookup_in_the_cache_service_is_part_of_the_trace_of_the_call_th
     async with AsyncExitStack() as stack:
         collector = await stack.enter_async_context(collecting())
         cache = Server(CacheSettings(port=0, otlp_endpoint=collector.address), ErrorTable())
-        cache_pb2_grpc.add_CacheServiceServicer_to_server(CacheServicer(store, CacheSettings(port=0)), cache.grpc)
+        door = CacheServicer(store, CacheSettings(port=0), LocalLeases(time.monotonic, 1))
+        cache_pb2_grpc.add_CacheServiceServicer_to_server(door, cache.grpc)
         await stack.enter_async_context(cache.running([]))
         front = Server(ServerSettings(otlp_endpoint=collector.address), ErrorTable())
         connection = grpc.aio.insecure_channel(f"127.0.0.1:{cache.port}", interceptors=front.client_interceptors)
