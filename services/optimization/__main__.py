@@ -2,9 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
+import grpc
+from hone import channel
+from hone.aio import CacheClient
 from hone.optimization.v1 import jobs_pb2_grpc
 from hone.repository.v1 import datasets_pb2_grpc, models_pb2_grpc
 
@@ -15,6 +18,7 @@ from services.optimization.errors import ERRORS
 from services.optimization.jobs.runner import Runner
 from services.optimization.jobs.store import JobStore
 from services.optimization.jobs.writers import writing
+from services.optimization.remembered.departed import Departed
 from services.optimization.settings import OptimizationSettings
 from services.repository.datasets import Datasets
 from services.repository.store import Repository
@@ -34,11 +38,12 @@ async def main(settings: OptimizationSettings) -> None:
         stack.enter_context(writing(repository.root, lambda: _tidy(repository, (uploads, dataset_uploads))))
         store = JobStore.open(settings.database, settings.folder)
         stack.callback(store.close)
-        runner = Runner(store, repository, settings)
+        departed = await stack.enter_async_context(_departed(settings, repository, server))
+        runner = Runner(store, repository, settings, departed)
         await stack.enter_async_context(_running(runner))
         jobs = job_servicer.JobServicer(store, runner, repository, settings)
         jobs_pb2_grpc.add_JobServiceServicer_to_server(jobs, server.grpc)
-        models_pb2_grpc.add_ModelServiceServicer_to_server(model_servicer.ModelServicer(repository, uploads), server.grpc)
+        models_pb2_grpc.add_ModelServiceServicer_to_server(model_servicer.ModelServicer(repository, uploads, departed), server.grpc)
         datasets = dataset_servicer.DatasetServicer(Datasets(repository.root), dataset_uploads)
         datasets_pb2_grpc.add_DatasetServiceServicer_to_server(datasets, server.grpc)
         await stack.enter_async_context(server.running(SERVICES))
@@ -56,15 +61,37 @@ def _tidy(repository: Repository, every: Iterable[Uploads]) -> None:
 
 
 @asynccontextmanager
-async def _running(runner: Runner) -> AsyncIterator[None]:
-    task = asyncio.get_running_loop().create_task(runner.run())
+async def _departed(settings: OptimizationSettings, repository: Repository, server: Server) -> AsyncIterator[Departed | None]:
+    """None without a cache: there is nothing to clear."""
+    if not settings.cache:
+        yield None
+        return
+    async with grpc.aio.insecure_channel(
+        settings.cache, channel.options(retries=False), interceptors=server.client_interceptors
+    ) as connection:
+        departed = Departed(repository, CacheClient(settings.cache, connection=connection).clear)
+        async with _until_left(departed.follow()):
+            yield departed
+
+
+@asynccontextmanager
+async def _until_left(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    task = asyncio.get_running_loop().create_task(work)
     try:
         yield
     finally:
-        await runner.stop()
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+@asynccontextmanager
+async def _running(runner: Runner) -> AsyncIterator[None]:
+    async with _until_left(runner.run()):
+        try:
+            yield
+        finally:
+            await runner.stop()
 
 
 if __name__ == "__main__":

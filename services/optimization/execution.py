@@ -22,6 +22,7 @@ from services.optimization.jobs.exhaustion import disk_is_full, memory_is_full
 from services.optimization.jobs.job import NO_METRICS
 from services.optimization.kept import KeptSteps
 from services.optimization.recipe import Gates, Kinds, Objective, Recipe, validate_recipes
+from services.optimization.remembered import NOTHING, Remembered
 from services.optimization.report import Candidate, Measurement, Report, Verdict
 from services.optimization.steps import Materials, Steps, within
 from services.optimization.techniques import Model
@@ -216,12 +217,21 @@ def _facts(**kinds: Examples) -> dict[str, Any]:
 
 
 def execute(
-    plan: Plan, original: Path, signature: Signature, scratch: Path, kept_steps: Path, progress: Progress, deadline: float | None = None
+    plan: Plan,
+    original: Path,
+    signature: Signature,
+    scratch: Path,
+    kept_steps: Path,
+    progress: Progress,
+    deadline: float | None = None,
+    remembered: Remembered = NOTHING,
+    teacher_remembered: Remembered = NOTHING,
 ) -> Execution:
     """Carries out every recipe, measures all in one interleaved run, judges each and chooses.
 
     `original` is a model folder described by `signature`; `scratch` exists and is emptied of what this made; `kept_steps`
-    holds finished steps across jobs and may be shared by several; `deadline` is of time.monotonic. Blocks for minutes; may be
+    holds finished steps across jobs and may be shared by several; `deadline` is of time.monotonic; `remembered` spares
+    what earlier jobs found out about the original, `teacher_remembered` about the plan's teacher. Blocks for minutes; may be
     killed at any instant. Raises ValueError for recipes or a metric that do not fit the model, BadModel for an original that does
     not run, NotEnoughData without evaluation examples or where examples do not fit the model, BudgetExceeded when time ran out
     before a candidate was made. A recipe that cannot be carried out is a candidate with the verdict INFEASIBLE.
@@ -235,12 +245,12 @@ def execute(
     source = Model(original.resolve(), signature)
     kept = KeptSteps(kept_steps)
     teacher = Model(plan.teacher.folder, plan.teacher.signature) if plan.teacher else source
-    steps = Steps(
-        Materials(teacher, calibration, training, plan.seed, plan.threads), kept, History(kept_steps.resolve() / HISTORY), scratch.resolve()
-    )
+    taught = teacher_remembered if plan.teacher else remembered
+    materials = Materials(teacher, calibration, training, plan.seed, plan.threads, remembered, taught)
+    steps = Steps(materials, kept, History(kept_steps.resolve() / HISTORY), scratch.resolve())
     run = _Run(plan, source, steps, progress, _make_until(plan, deadline), deadline)
     run.make_all()
-    with Comparison(source, evaluation, threads=plan.threads, seed=plan.seed) as comparison:
+    with Comparison(source, evaluation, threads=plan.threads, seed=plan.seed, remembered=remembered) as comparison:
         run.compare_all(comparison)
         timed, measured = run.measure_all(comparison)
     progress("concluding", 1.0, "every candidate was measured")

@@ -11,6 +11,7 @@ from hone.repository.v1 import models_pb2_grpc
 
 from services.chassis.faults import InvalidField, OutOfRange
 from services.optimization import model_wire, pages, traffic_wire, wire
+from services.optimization.remembered.departed import Departed
 from services.optimization.uploads.disk_work import chunks, on_disk
 from services.optimization.uploads.inspection import inspect_folder
 from services.optimization.uploads.sealings import Announced, Sealings
@@ -27,8 +28,9 @@ Context = grpc.aio.ServicerContext[object, object]
 class ModelServicer(models_pb2_grpc.ModelServiceServicer):
     """File work runs off the event loop; what strangers wrote is parsed in child processes."""
 
-    def __init__(self, repository: Repository, uploads: Uploads) -> None:
+    def __init__(self, repository: Repository, uploads: Uploads, departed: Departed | None = None) -> None:
         self._repository = repository
+        self._departed = departed
         self._uploads = uploads
         self._sealings: Sealings[Manifest] = Sealings(uploads, lambda name, upload_id: repository.find(name, upload_id=upload_id))
 
@@ -124,7 +126,10 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
         return pb.PromoteArmResponse(model=self._message(await on_disk(self._repository.promote_arm, at.name, at.channel, request.arm)))
 
     async def DeleteVersion(self, request: pb.DeleteVersionRequest, context: Context) -> pb.DeleteVersionResponse:
-        await on_disk(self._repository.delete, wire.named("name", check_name, request.name), _version(request.version))
+        name, version = wire.named("name", check_name, request.name), _version(request.version)
+        await on_disk(self._repository.delete, name, version)
+        if self._departed is not None:
+            self._departed.deleted(f"{name}@{version}")
         return pb.DeleteVersionResponse()
 
     def _message(self, manifest: Manifest) -> pb.ModelVersion:

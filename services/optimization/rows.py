@@ -1,7 +1,9 @@
 """Examples as a model takes them: token ids of any length, or arrays of one shape."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,12 +12,16 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from services.backends import LoadError
-from services.backends.text import Ids, pad, read_tokenizer
+from services.backends.text import FILE_NAME, Ids, pad, read_tokenizer
 from services.optimization.examples import IGNORED, Examples
 from services.optimization.failures import BadModel, NotEnoughData
+from services.optimization.folder import file_sha256
+from services.optimization.remembered import NOTHING, Arrays, Remembered
 from services.repository.manifest import Signature
 
 Batch = Mapping[str, NDArray[Any]]
+
+WORTH_REMEMBERING = 256  # texts; fewer are tokenized while the cache would be asked
 
 
 class Rows(Protocol):
@@ -41,6 +47,14 @@ class TextRows:
     @property
     def lengths(self) -> Ids:
         return np.array([len(row) for row in self.ids], np.int64)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the ids."""
+        found = hashlib.sha256(np.ascontiguousarray(self.lengths).tobytes())
+        for row in self.ids:
+            found.update(row.tobytes())
+        return found.hexdigest()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -112,14 +126,44 @@ def _token_labels(word_ids: Sequence[int | None], labels: Ids) -> Ids:
     return found
 
 
-def prepare(folder: Path, signature: Signature, examples: Examples) -> Rows:
+def _tokenized(folder: Path, signature: Signature, examples: Examples) -> TextRows:
+    if examples.words:
+        return _encode_words(folder, signature, examples)
+    return TextRows(encode(folder, signature, examples.texts), signature)
+
+
+def _recalled(folder: Path, signature: Signature, examples: Examples, remembered: Remembered) -> TextRows:
+    """A lookup was measured against tokenizing: it costs a small part of it."""
+    if not remembered.works:
+        return _tokenized(folder, signature, examples)
+    arrays = remembered.recall(
+        "tokens", lambda: _described(folder, signature, examples), lambda: _flat(_tokenized(folder, signature, examples))
+    )
+    ends = np.cumsum(arrays["lengths"])[:-1]
+    labels = np.split(arrays["labels"], ends) if "labels" in arrays else None
+    return TextRows(np.split(arrays["ids"].astype(np.int64), ends), signature, labels)
+
+
+def _described(folder: Path, signature: Signature, examples: Examples) -> dict[str, Any]:
+    try:
+        tokenizer = file_sha256(folder / FILE_NAME)
+    except OSError as error:
+        raise BadModel(f"{FILE_NAME}: {error.strerror}") from error
+    return {"tokenizer": tokenizer, "max_tokens": signature.max_tokens, "examples": examples.digest}
+
+
+def _flat(rows: TextRows) -> Arrays:
+    """One row after the other. No vocabulary needs more than 32 bits."""
+    labels = {"labels": np.concatenate(rows.labels)} if rows.labels is not None else {}
+    return {"ids": np.concatenate(rows.ids).astype(np.int32), "lengths": rows.lengths, **labels}
+
+
+def prepare(folder: Path, signature: Signature, examples: Examples, remembered: Remembered = NOTHING) -> Rows:
     """Examples as the model in `folder` takes them. Raises BadModel, and NotEnoughData for examples of another kind than its inputs."""
     if signature.task.takes_text:
-        if examples.words:
-            return _encode_words(folder, signature, examples)
-        if not examples.texts:
+        if not examples.words and not examples.texts:
             raise NotEnoughData(f"a {signature.task} model takes texts")
-        return TextRows(encode(folder, signature, examples.texts), signature)
+        return _recalled(folder, signature, examples, remembered if len(examples) >= WORTH_REMEMBERING else NOTHING)
     missing = [spec.name for spec in signature.inputs if spec.name not in examples.arrays]
     if missing:
         raise NotEnoughData(f"the data has no array {missing[0]!r}, which the model takes")

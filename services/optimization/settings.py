@@ -53,6 +53,15 @@ class OptimizationSettings(ServerSettings):
     max_queued_jobs: int = Field(100, ge=1, description="Jobs that may wait; more are refused.")
     max_upload_bytes: int = Field(16 << 30, ge=1, description="Largest model that may be uploaded.")
     evaluation_s: float = Field(60, gt=0, le=3600, description="Time that a job measures latency for; longer gives narrower intervals.")
+    cache: str = Field(
+        "",
+        description="Address of the cache service, which remembers tokens, what models and teachers answered, calibrated ranges and "
+        "measured trials, so that repeated jobs of all replicas need not compute them; it is to take values of 256 KiB. Empty: every job "
+        "does.",
+    )
+    cache_ttl_s: float = Field(
+        7 * 86_400, gt=0, description="How long the cache service keeps what a job found out; at most as long as it is set to allow."
+    )
     kept_steps_bytes: int = Field(
         20 << 30,
         ge=0,

@@ -16,6 +16,7 @@ from services.optimization.history import History
 from services.optimization.jobs.job import NO_METRICS
 from services.optimization.kept import KeptStep, KeptSteps, digest_of
 from services.optimization.recipe import Step, parse_parameters
+from services.optimization.remembered import NOTHING, Remembered
 from services.optimization.techniques import Context, Model, Parameters, Technique, find
 from services.optimization.techniques.technique import Tell
 
@@ -31,6 +32,8 @@ class Materials:
     training: Examples
     seed: int
     threads: int
+    remembered: Remembered = NOTHING  # of the job's source
+    teacher_remembered: Remembered = NOTHING
 
     def calibration_for(self, parameters: Parameters) -> Examples:
         if not parameters.uses_calibration():
@@ -111,6 +114,8 @@ class Steps:
             seed=materials.seed,
             threads=materials.threads,
             progress=tell,
+            remembered=materials.remembered,
+            original_remembered=materials.teacher_remembered,
         )
 
 

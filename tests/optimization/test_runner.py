@@ -21,6 +21,7 @@ from services.optimization.jobs.scheduling import OverBudget
 from services.optimization.jobs.store import JobStore, Queued
 from services.optimization.jobs.worker import Outcome
 from services.optimization.recipe import Gates, Objective, Recipe, Step
+from services.optimization.remembered.departed import Departed
 from services.optimization.report import Report, Verdict
 from services.optimization.settings import OptimizationSettings
 from services.optimization.spec import Budget, DataSource, Publication, Spec
@@ -86,7 +87,7 @@ def workers() -> list[psutil.Process]:
 
 
 @asynccontextmanager
-async def bench(folder: Path, database: str = "", **changes: Any) -> AsyncIterator[Bench]:
+async def bench(folder: Path, database: str = "", departed: Departed | None = None, **changes: Any) -> AsyncIterator[Bench]:
     """A replica on a folder; "sqlite…" as a database is the one in the folder."""
     settings = OptimizationSettings(
         folder=folder / "optimization",
@@ -103,7 +104,7 @@ async def bench(folder: Path, database: str = "", **changes: Any) -> AsyncIterat
             model = shallow_minilm(staged / "model")
             (model / ".gitattributes").unlink()  # hidden files are no part of a version
             repository.seal(model, "m", minilm_signature(), Origin())
-    runner = Runner(store, repository, settings)
+    runner = Runner(store, repository, settings, departed)
     task = asyncio.ensure_future(runner.run())
     try:
         yield Bench(runner, store, repository)

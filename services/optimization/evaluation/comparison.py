@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -11,8 +12,10 @@ from services.optimization.evaluation import answers, fidelity, footprint, laten
 from services.optimization.evaluation.fidelity import Fidelity
 from services.optimization.evaluation.metrics import Metric
 from services.optimization.evaluation.quality import Truth, qualities
+from services.optimization.evaluation.remembered import recall
 from services.optimization.examples import Examples
 from services.optimization.failures import BadModel, NotEnoughData, OptimizationFailure, Toolchain, UnsupportedOperator
+from services.optimization.remembered import NOTHING, Remembered
 from services.optimization.report import Interval, Measurement, Quality
 from services.optimization.rows import Batch, Rows, TextRows, prepare
 from services.optimization.techniques import Model
@@ -90,12 +93,13 @@ class Comparison:
     does not run or answers no numbers.
     """
 
-    def __init__(self, original: Model, examples: Examples, *, threads: int, seed: int) -> None:
+    def __init__(self, original: Model, examples: Examples, *, threads: int, seed: int, remembered: Remembered = NOTHING) -> None:
         if not len(examples):
             raise NotEnoughData("evaluation: there are no examples, and nothing is compared without real inputs")
         self._original = original
         self._threads, self._seed = threads, seed
-        self._rows = prepare(original.folder, original.signature, examples)
+        self._examples, self._remembered = examples, remembered
+        self._rows = prepare(original.folder, original.signature, examples, remembered)
         token_labels = self._rows.labels if isinstance(self._rows, TextRows) else None
         self._truth = Truth(examples.labels, token_labels)
         self._loaded: dict[str, tuple[Model, backends.Backend]] = {}
@@ -122,7 +126,8 @@ class Comparison:
         """Keeps the model and answers what it says to the evaluation examples. Every workload is tried: later it is too late to refuse."""
         backend = backends.load(model.folder, model.signature, self._threads)
         try:
-            found = answers.answers(backend, model.signature, self._rows)
+            compute = partial(answers.answers, backend, model.signature, self._rows)
+            found = recall(self._remembered, model, self._examples, self._rows, self._threads, compute)
             for batch in self._batches:
                 _run(model, backend, batch)()
         except backends.BackendError:

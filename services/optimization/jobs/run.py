@@ -20,6 +20,8 @@ from services.optimization.jobs.store import JobStore, LeaseLost
 from services.optimization.jobs.worker import CHOSEN, RESULT, TASK, Outcome, Task
 from services.optimization.jobs.worker_process import Failure, Limits, WorkerProcess
 from services.optimization.kept import KeptSteps
+from services.optimization.remembered import namespace_of
+from services.optimization.remembered.departed import Departed
 from services.optimization.settings import OptimizationSettings
 from services.optimization.spec import Spec
 from services.repository.datasets import UnknownDataset
@@ -39,6 +41,7 @@ class Room:
     repository: Repository
     settings: OptimizationSettings
     kept_steps: Path
+    departed: Departed | None
 
 
 class JobRun:
@@ -52,6 +55,7 @@ class JobRun:
         self._worker: WorkerProcess | None = None
         self._is_cancelled = False
         self._is_abandoned = False
+        self._known: list[str] = []  # versions that the worker may remember something of
 
     async def cancel(self) -> Job:
         """Takes the job to CANCELLING and tells its worker to end. Raises IllegalTransition where it has just ended by itself."""
@@ -91,7 +95,7 @@ class JobRun:
             message = "no space is left on the disk" if disk_is_full(error) else f"{type(error).__name__} in the service"
             await self._fail(Failure(FailureClass.INTERNAL, message))
         finally:
-            await asyncio.to_thread(self._tidy)
+            await self._leave()
 
     async def _attempt(self) -> None:
         await asyncio.to_thread(self._prepare)
@@ -121,6 +125,7 @@ class JobRun:
             threads=len(self.share.cores),
             evaluation_seconds=room.settings.evaluation_s,
         )
+        self._known = [reference for reference in (source.manifest.reference, spec.teacher) if reference]
         task = Task(
             plan=plan,
             original=verified_folder(room.repository, source.manifest),
@@ -131,6 +136,10 @@ class JobRun:
             cores=self.share.cores,
             nice=room.settings.job_nice,
             deadline_seconds=self._seconds(spec),
+            cache=room.settings.cache,
+            cache_ttl_s=room.settings.cache_ttl_s,
+            cache_namespace=namespace_of(source.manifest.reference),
+            teacher_namespace=namespace_of(spec.teacher) if spec.teacher else "",
         )
         (folder / TASK).write_text(task.model_dump_json())
 
@@ -196,6 +205,11 @@ class JobRun:
     async def _settle_cancelled(self) -> None:
         with suppress(LeaseLost, IllegalTransition):
             await self._room.journal.move(self.job.id, State.CANCELLED, "cancelled", None, self._lease)
+
+    async def _leave(self) -> None:
+        await asyncio.to_thread(self._tidy)
+        if self._room.departed is not None:
+            self._room.departed.ran(self._known)
 
     def _tidy(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -14,6 +14,7 @@ from services.optimization.jobs.replica import Replica
 from services.optimization.jobs.run import JobRun, Room
 from services.optimization.jobs.scheduling import Need, Start, Waiting
 from services.optimization.jobs.store import JobStore, Queued
+from services.optimization.remembered.departed import Departed
 from services.optimization.settings import OptimizationSettings
 from services.optimization.spec import Budget, Spec
 from services.repository.store import Repository
@@ -28,13 +29,13 @@ RENEWALS_PER_LEASE = 3  # one may be late, or lost with the database's restart
 class Runner:
     """One replica: it claims jobs, keeps its leases on them, and sees what others ask of them through the database."""
 
-    def __init__(self, store: JobStore, repository: Repository, settings: OptimizationSettings) -> None:
+    def __init__(self, store: JobStore, repository: Repository, settings: OptimizationSettings, departed: Departed | None = None) -> None:
         self._store = store
         self._settings = settings
         self.kept_steps = settings.folder.resolve() / "steps"
         self.capacity = settings.capacity
         self._journal = Journal(store)
-        self._room = Room(store, self._journal, repository, settings, self.kept_steps)
+        self._room = Room(store, self._journal, repository, settings, self.kept_steps, departed)
         self._work = asyncio.Event()
         self._replica: Replica | None = None
         self._runs: dict[str, tuple[JobRun, asyncio.Task[None]]] = {}

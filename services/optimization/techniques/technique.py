@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from services.optimization.environment import cpu_features
 from services.optimization.examples import Examples
 from services.optimization.jobs.job import NO_METRICS
+from services.optimization.remembered import NOTHING, Remembered
 from services.repository.manifest import Format, Signature, Task
 
 EVERY_TASK = frozenset(Task)
@@ -58,6 +59,7 @@ class Context:
 
     `checkpoints` is the step's own too and lasts until the step is finished, through kills and restarts. `outputs` lasts
     across jobs: what an expensive model answered, under names that carry the digests of that model and of the data.
+    `remembered` and `original_remembered` hold for other machines, too, what is known of the job's source and of `original`.
     """
 
     source: Path
@@ -73,6 +75,8 @@ class Context:
     seed: int
     threads: int
     progress: Tell
+    remembered: Remembered = NOTHING
+    original_remembered: Remembered = NOTHING
 
 
 @dataclass(frozen=True)

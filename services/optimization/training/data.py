@@ -83,7 +83,7 @@ def read(context: Context, losses: LossParameters, max_tokens: int) -> Data:
     if signature.task is Task.TOKEN_CLASSIFICATION and examples.words and not examples.word_labels:
         # Without labels the same tokens count: each word's first. What they are labelled with is not looked at.
         examples = replace(examples, word_labels=tuple(np.zeros(len(words), np.int64) for words in examples.words))
-    rows = prepare(context.source, _cut(signature, max_tokens), examples)
+    rows = prepare(context.source, _cut(signature, max_tokens), examples, context.remembered)
     labels = _labels_of(signature.task, rows, examples, used)
     if used and signature.task is not Task.CAUSAL_LM:
         check_labels(labels, _classes(signature), signature.labels)
@@ -155,7 +155,7 @@ def _teacher_rows(context: Context, examples: Examples, rows: Rows, max_tokens: 
         return rows
     if task in PER_TOKEN:
         raise UnsupportedOperator(f"{task}: the teacher and the student cut texts into other tokens, whose answers cannot be compared")
-    return prepare(context.original.folder, _cut(context.original.signature, max_tokens), examples)
+    return prepare(context.original.folder, _cut(context.original.signature, max_tokens), examples, context.original_remembered)
 
 
 def same_tokenizer(context: Context, teacher: Model) -> bool:

@@ -97,7 +97,13 @@ def _teacher_layers(context: Context) -> int:
 
 def _open_teacher(context: Context, data: Data, names: Wanted, device: torch.device, monitor: Monitor) -> Teacher:
     outputs = TeacherOutputs(
-        context.original, data.teacher_rows, context.training.digest, names.teacher, context.outputs, device, LARGEST_CACHE_BYTES
+        original=context.original,
+        rows=data.teacher_rows,
+        examples_digest=context.training.digest,
+        wanted=names.teacher,
+        outputs=context.outputs,
+        device=device,
+        remembered=context.original_remembered,
     )
     return outputs.open(lambda fraction: monitor.advance(fraction, f"the teacher answered {fraction:.0%} of the examples"))
 

@@ -1,4 +1,7 @@
-"""What the teacher answers: run once over all examples and kept across jobs, or run beside the student when that is too much."""
+"""What the teacher answers: run once over all examples and kept across jobs, or run beside the student when that is too much.
+
+Kept twice: in a file on this machine, which goes when room is needed, and by the cache service, where other machines find it.
+"""
 
 import hashlib
 import json
@@ -21,6 +24,7 @@ from services import backends
 from services.optimization import folder
 from services.optimization.environment import library_versions
 from services.optimization.failures import BadModel, UnsupportedOperator
+from services.optimization.remembered import NOTHING, Arrays, Remembered, digest_for
 from services.optimization.rows import Rows, batches
 from services.optimization.techniques.technique import Model
 from services.optimization.training.data import PER_TOKEN, tensors
@@ -32,6 +36,7 @@ BATCH_ROWS = 32
 
 _LAYOUT = 1  # of the file; rises whenever what lies in it changes
 _DIGEST = "sha256"
+_LENGTHS, _PER_TOKEN, _OF = "lengths", "per_token", "of/"  # names in the cache
 
 Answers = Mapping[str, Tensor]  # by the names of `internals`
 Advance = Callable[[float], None]
@@ -143,22 +148,37 @@ class TeacherOutputs:
     outputs: Path
     device: torch.device
     largest_bytes: int = LARGEST_CACHE_BYTES
+    remembered: Remembered = NOTHING
 
     def open(self, advance: Advance) -> Teacher:
-        """From the file, else by running the teacher, which `advance` hears of in fractions. Raises BadModel, UnsupportedOperator."""
+        """From the file, from the cache, else by running the teacher, which `advance` hears of in fractions.
+
+        Raises BadModel, UnsupportedOperator.
+        """
         if not self.wanted:
             return NoTeacher()
         path = self._path()
-        layout_and_flat = _read(path)
+        layout_and_flat = _read(path) or self._recalled(path)
         if layout_and_flat is not None:
             return KeptTeacher(layout_and_flat[1], layout_and_flat[0], self.device, "cached")
         live = LiveTeacher(load_teacher(self.original), self.rows, self.wanted, self.device)
         layout = self._layout(live)
         if layout.size_bytes > self.largest_bytes:
             return live
-        _write(path, layout, self._compute(live, layout, advance))
+        flat = self._compute(live, layout, advance)
+        _write(path, layout, flat)
+        self.remembered.keep(_digest_of(path), _arrays(layout, flat))
         written = _read(path)
         return KeptTeacher(written[1], layout, self.device, "computed") if written else live
+
+    def _recalled(self, path: Path) -> tuple[Layout, dict[str, Tensor]] | None:
+        """Written to the file too, where the next run finds it sooner. Raises OSError."""
+        arrays = self.remembered.find(_digest_of(path))
+        if arrays is None:
+            return None
+        layout, flat = _layout_and_flat(arrays)
+        _write(path, layout, flat)
+        return layout, flat
 
     def _path(self) -> Path:
         content = {
@@ -203,6 +223,23 @@ def _scatter(flat: Tensor, layout: Layout, name: str, positions: Sequence[int], 
     for row, position in zip(answer, positions, strict=True):
         start, end = layout.span(position)
         flat[start:end] = row[: end - start].to(flat.dtype)
+
+
+def _digest_of(path: Path) -> str:
+    return digest_for("teacher", {"file": path.name})
+
+
+def _arrays(layout: Layout, flat: Mapping[str, Tensor]) -> Arrays:
+    """Under their names, prefixed; beside them, the layout."""
+    per_token = np.array([name in layout.per_token for name in sorted(flat)], np.bool_)
+    return {_LENGTHS: layout.lengths, _PER_TOKEN: per_token, **{f"{_OF}{name}": tensor.numpy() for name, tensor in flat.items()}}
+
+
+def _layout_and_flat(arrays: Arrays) -> tuple[Layout, dict[str, Tensor]]:
+    """What `_arrays` was given."""
+    flat = {name.removeprefix(_OF): torch.from_numpy(array) for name, array in sorted(arrays.items()) if name.startswith(_OF)}
+    per_token = frozenset(name for name, is_of_tokens in zip(flat, arrays[_PER_TOKEN], strict=True) if is_of_tokens)
+    return Layout(arrays[_LENGTHS], {name: tensor.shape[-1] for name, tensor in flat.items()}, per_token), flat
 
 
 def _digest(flat: Mapping[str, Tensor]) -> str:

@@ -12,9 +12,11 @@ from services import backends
 from services.optimization import folder
 from services.optimization.environment import cpu_features, has_int8_dot
 from services.optimization.evaluation import fidelity
+from services.optimization.evaluation.remembered import recall
 from services.optimization.examples import Examples
 from services.optimization.failures import NotEnoughData, Toolchain
-from services.optimization.rows import Batch, batches, prepare
+from services.optimization.remembered import NOTHING, Remembered
+from services.optimization.rows import Batch, Rows, batches, prepare
 from services.optimization.techniques.export_onnx import ExportParameters, onnx_signature, write_onnx
 from services.optimization.techniques.quantization import graph, plan
 from services.optimization.techniques.quantization.folding import folded
@@ -47,11 +49,16 @@ def _held_out(context: Context) -> tuple[Context, Examples]:
     return replace(context, training=most), held.take(range(min(LARGEST_PROBE, len(held))))
 
 
-def _answers(model: Model, examples: Examples, threads: int) -> fidelity.Answers:
+def _answers(model: Model, examples: Examples, threads: int, remembered: Remembered = NOTHING) -> fidelity.Answers:
     """Raises Toolchain where it does not load or run."""
+    rows = prepare(model.folder, model.signature, examples, remembered)
+    return recall(remembered, model, examples, rows, threads, lambda: _computed(model, rows, threads))
+
+
+def _computed(model: Model, rows: Rows, threads: int) -> fidelity.Answers:
     try:
         loaded = backends.load(model.folder, model.signature, threads)
-        found = fidelity.answers(loaded, model.signature, prepare(model.folder, model.signature, examples))
+        found = fidelity.answers(loaded, model.signature, rows)
     except backends.BackendError as error:
         raise Toolchain(f"qat: {error}") from error
     loaded.close()
@@ -76,7 +83,7 @@ class Training:
         self._probed = self._batches(self._probe)
         # Eager attention, as it is exported: other implementations sum in another order.
         self._module = _folded(load_source(context, "float32", attention="eager"), self._probed[0])
-        self._reference = _answers(context.original, self._probe, context.threads)
+        self._reference = _answers(context.original, self._probe, context.threads, context.original_remembered)
         self._plan = plan.make(self._exported("before"), self._module, parameters)
 
     def run(self) -> Outcome:

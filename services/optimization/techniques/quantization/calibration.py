@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import numpy as np
 from onnxruntime.quantization.calibrate import (
     CalibrationDataReader,
     CalibrationMethod,
+    TensorData,
     TensorsData,
     create_calibrator,
     save_tensors_data,
 )
 
 from services.optimization.failures import Toolchain
+from services.optimization.remembered import Arrays
 from services.optimization.rows import Batch, Rows
 from services.optimization.techniques.quantization.parameters import Method
 
@@ -76,6 +79,28 @@ def collect(model: Path, op_types: Sequence[str], rows: Rows, scratch: Path, met
 def ranges(data: TensorsData) -> Ranges:
     """(low, high) by tensor."""
     return {name: (float(np.min(found.range_value[0])), float(np.max(found.range_value[1]))) for name, found in data.items()}
+
+
+_ATTRIBUTES = ("lowest", "highest", "hist", "bins")  # the last two of histograms alone
+
+
+def encode(data: TensorsData) -> Arrays:
+    """Named after the tensor's place, the attribute and the tensor."""
+    return {
+        f"{place} {attribute} {name}": np.asarray(getattr(found, attribute))
+        for place, (name, found) in enumerate(data.items())
+        for attribute in _ATTRIBUTES
+        if hasattr(found, attribute)
+    }
+
+
+def decode(arrays: Arrays, method: Method) -> TensorsData:
+    """What `encode` was given."""
+    tensors: defaultdict[tuple[int, str], dict[str, Any]] = defaultdict(dict)
+    for key, array in arrays.items():
+        place, attribute, name = key.split(" ", 2)
+        tensors[int(place), name][attribute] = array
+    return TensorsData(LIBRARY_METHODS[method], {name: TensorData(**found) for (_, name), found in sorted(tensors.items())})
 
 
 def save(data: TensorsData, path: Path) -> None:

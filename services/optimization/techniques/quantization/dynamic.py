@@ -1,7 +1,8 @@
 """INT8 weights, and activations quantized per tensor as they flow."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -10,6 +11,7 @@ from services.optimization.failures import Toolchain
 from services.optimization.rows import batches, prepare
 from services.optimization.techniques import sensitivity
 from services.optimization.techniques.quantization import graph
+from services.optimization.techniques.quantization.findings import Findings
 from services.optimization.techniques.quantization.parameters import Int8Parameters
 from services.optimization.techniques.quantization.search import (
     FULL_RANGE,
@@ -53,6 +55,11 @@ class DynamicStrategy:
         self._layers = graph.layers(self._model)
         self.layers: Sequence[str] = [layer.name for layer in self._layers]
         self.tables: Sequence[str] = graph.tables(self._model) if parameters.quantize_embeddings else []
+        self.findings = Findings(context, self._prepared)
+
+    @property
+    def shaped_by(self) -> Mapping[str, Any]:
+        return {"technique": self.name, "per_channel": self._parameters.per_channel, "tables": list(self.tables)}
 
     def quantize(self, path: Path, excluded: Sequence[str], reduce_range: bool) -> None:
         chosen = [name for name in self.layers if name not in set(excluded)] + list(self.tables)
@@ -60,15 +67,15 @@ class DynamicStrategy:
 
     def sensitivities(self, reduce_range: bool) -> dict[str, float]:
         examples = self._context.calibration.take(range(min(SENSITIVITY_EXAMPLES, len(self._context.calibration))))
-        rows = prepare(self._context.source, self._context.signature, examples)
-        return sensitivity.measure(
-            self._model,
-            self._layers,
-            [batch for _, batch in batches(rows, BATCH_ROWS)],
-            self._context.threads,
-            levels=REDUCED_RANGE if reduce_range else FULL_RANGE,
-            per_channel=self._parameters.per_channel,
-        )
+        rows = prepare(self._context.source, self._context.signature, examples, self._context.remembered)
+        levels = REDUCED_RANGE if reduce_range else FULL_RANGE
+
+        def measure() -> Mapping[str, float]:
+            feeds = [batch for _, batch in batches(rows, BATCH_ROWS)]
+            per_channel = self._parameters.per_channel
+            return sensitivity.measure(self._model, self._layers, feeds, self._context.threads, levels=levels, per_channel=per_channel)
+
+        return self.findings.errors(self.layers, {**self.shaped_by, "levels": levels}, measure)
 
 
 def quantize(context: Context, parameters: Int8Parameters) -> Outcome:

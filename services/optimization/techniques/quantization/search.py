@@ -1,7 +1,8 @@
 """The search over exclusions: quantize, measure, keep more of the worst layers in FP32, measure again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,11 +10,13 @@ from services import backends
 from services.optimization import folder
 from services.optimization.environment import cpu_features, has_int8_dot
 from services.optimization.evaluation import fidelity
+from services.optimization.evaluation.remembered import recall
 from services.optimization.failures import NotEnoughData, Toolchain, UnsupportedOperator
 from services.optimization.rows import Rows, prepare
+from services.optimization.techniques.quantization.findings import Findings
 from services.optimization.techniques.quantization.graph import MODEL, matching
 from services.optimization.techniques.quantization.parameters import Int8Parameters
-from services.optimization.techniques.technique import Context, Outcome
+from services.optimization.techniques.technique import Context, Model, Outcome
 
 MIN_CALIBRATION_EXAMPLES = 16
 SENSITIVITY_EXAMPLES = 32
@@ -26,6 +29,11 @@ class Strategy(Protocol):
     name: str
     layers: Sequence[str]
     tables: Sequence[str]
+    findings: Findings
+
+    @property
+    def shaped_by(self) -> Mapping[str, Any]:
+        """Plain JSON of what shapes every trial, beside the graph and the examples."""
 
     def quantize(self, path: Path, excluded: Sequence[str], reduce_range: bool) -> None:
         """Writes the model with every layer but `excluded` in INT8. Raises Toolchain."""
@@ -36,7 +44,10 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """One quantized model and what it measured; `fidelity` is None when there was nothing to measure on."""
+    """A quantized model and what it measured; `fidelity` is None when there was nothing to measure on.
+
+    There is no file yet where an earlier job measured the same.
+    """
 
     path: Path
     excluded: tuple[str, ...]
@@ -68,8 +79,10 @@ class Ruler:
         """Raises BadModel or NotEnoughData."""
         self._context = context
         self._name = name
-        self._rows: Rows = prepare(context.source, context.signature, context.calibration)
-        self._reference = self._answers(context.source)
+        self._rows: Rows = prepare(context.source, context.signature, context.calibration, context.remembered)
+        source = Model(context.source, context.signature)
+        run = partial(self._answers, context.source)
+        self._reference = recall(context.remembered, source, context.calibration, self._rows, context.threads, run)
 
     def _answers(self, model: Path) -> fidelity.Answers:
         try:
@@ -100,7 +113,6 @@ class Search:
         self._context = context
         self._parameters = parameters
         self._strategy = strategy
-        self._ruler: Ruler | None = None
         self._trials: list[Trial] = []
         self._errors: dict[str, float] = {}
         self._fixed = matching(strategy.layers, parameters.exclude)  # what the caller's patterns exclude
@@ -111,10 +123,11 @@ class Search:
         if target is None:
             self._first_trials()
         else:
-            self._context.progress(0.2, "reference answers on the calibration examples")
-            self._ruler = Ruler(self._context, self._strategy.name)
+            self._context.progress(0.2, "fidelity on the calibration examples")
             self._search(target)
         chosen = self._pick(target)
+        if not chosen.path.exists():
+            self._strategy.quantize(chosen.path, chosen.excluded, chosen.reduce_range)
         chosen.path.replace(self._context.target / MODEL)
         folder.copy_files(self._context.source, self._context.target, (*folder.TOKENIZER_FILES, *folder.DESCRIPTION_FILES))
         return Outcome(self._context.signature.model_copy(update={"dtype": "int8"}), self._notes(chosen))
@@ -122,16 +135,27 @@ class Search:
     def _trial(self, excluded: Sequence[str], reduce_range: bool) -> Trial:
         path = self._context.scratch / f"trial-{len(self._trials)}" / MODEL
         path.parent.mkdir()
-        self._strategy.quantize(path, excluded, reduce_range)
-        measured = self._ruler.measure(path.parent) if self._ruler else None
+        measured = None
+        if self._parameters.target_fidelity is not None:
+            shaped_by = {**self._strategy.shaped_by, "excluded": list(excluded), "reduce_range": reduce_range}
+            measured = self._strategy.findings.fidelity(shaped_by, partial(self._measure, path, excluded, reduce_range))
         trial = Trial(path, tuple(excluded), reduce_range, measured)
         self._trials.append(trial)
         return trial
 
+    def _measure(self, path: Path, excluded: Sequence[str], reduce_range: bool) -> float:
+        self._strategy.quantize(path, excluded, reduce_range)
+        return self._ruler.measure(path.parent)
+
+    @cached_property
+    def _ruler(self) -> Ruler:
+        """Made for the first trial that nothing is known of."""
+        return Ruler(self._context, self._strategy.name)
+
     def _first_trials(self) -> Trial:
         """Nothing excluded but what the caller asked; both ranges where the processor may saturate and nobody decided."""
         asked = self._parameters.reduce_range
-        undecided = asked is None and self._ruler is not None and not has_int8_dot(cpu_features())
+        undecided = asked is None and self._parameters.target_fidelity is not None and not has_int8_dot(cpu_features())
         ranges = (False, True) if undecided else (bool(asked),)
         return max([self._trial(self._fixed, reduce_range) for reduce_range in ranges], key=lambda trial: trial.measured)
 

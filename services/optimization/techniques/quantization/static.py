@@ -1,18 +1,21 @@
 """INT8 weights and activations with ranges fixed by calibration, as QuantizeLinear and DequantizeLinear pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
 from services.optimization.environment import cpu_features, has_int8_dot
 from services.optimization.failures import Toolchain
+from services.optimization.remembered import Arrays
 from services.optimization.rows import Rows, prepare
 from services.optimization.techniques import sensitivity
 from services.optimization.techniques.quantization import calibration, graph
+from services.optimization.techniques.quantization.findings import Findings
 from services.optimization.techniques.quantization.graph import Floats
+from services.optimization.techniques.quantization.parameters import Method
 from services.optimization.techniques.quantization.search import (
     FULL_RANGE,
     REDUCED_RANGE,
@@ -51,20 +54,33 @@ class StaticStrategy:
         self.op_types = CONVOLUTIONAL if convolutional else (*TRANSFORMER, "Gather")
         self._ranges: calibration.Ranges = {}
         self._cache = context.scratch / "ranges.json"
+        self.findings = Findings(context, self._prepared)
 
     def calibrate(self) -> None:
         """Raises Toolchain."""
-        parameters = self._parameters
-        rows = self._rows(len(self._context.calibration))
-        found = calibration.collect(
-            self._prepared, self.op_types, rows, self._context.scratch, parameters.calibration, parameters.percentile
-        )
+        arrays = self.findings.recall("ranges", self._method, self._collected)
+        found = calibration.decode(arrays, self._parameters.calibration)
         self._ranges = calibration.ranges(found)
         calibration.save(found, self._cache)
 
+    @property
+    def _method(self) -> dict[str, Any]:
+        method = self._parameters.calibration
+        percentile = self._parameters.percentile if method is Method.PERCENTILE else None
+        return {"op_types": list(self.op_types), "method": method.value, "percentile": percentile}
+
+    def _collected(self) -> Arrays:
+        method, percentile = self._parameters.calibration, self._parameters.percentile
+        rows = self._rows(len(self._context.calibration))
+        return calibration.encode(calibration.collect(self._prepared, self.op_types, rows, self._context.scratch, method, percentile))
+
+    @property
+    def shaped_by(self) -> Mapping[str, Any]:
+        return {"technique": self.name, "per_channel": self._parameters.per_channel, "tables": list(self.tables), **self._method}
+
     def _rows(self, count: int) -> Rows:
         examples = self._context.calibration.take(range(min(count, len(self._context.calibration))))
-        return prepare(self._context.source, self._context.signature, examples)
+        return prepare(self._context.source, self._context.signature, examples, self._context.remembered)
 
     def quantize(self, path: Path, excluded: Sequence[str], reduce_range: bool) -> None:
         try:
@@ -93,15 +109,20 @@ class StaticStrategy:
         return [node.name for node in self._model.graph.node if node.op_type == "Gather" and node.name not in wanted]
 
     def sensitivities(self, reduce_range: bool) -> dict[str, float]:
-        return sensitivity.measure(
-            self._model,
-            self._layers,
-            list(calibration.unpadded(self._rows(SENSITIVITY_EXAMPLES))),
-            self._context.threads,
-            levels=REDUCED_RANGE if reduce_range else FULL_RANGE,
-            per_channel=self._parameters.per_channel,
-            quantize=self._quantize_activation,
-        )
+        levels = REDUCED_RANGE if reduce_range else FULL_RANGE
+
+        def measure() -> Mapping[str, float]:
+            return sensitivity.measure(
+                self._model,
+                self._layers,
+                list(calibration.unpadded(self._rows(SENSITIVITY_EXAMPLES))),
+                self._context.threads,
+                levels=levels,
+                per_channel=self._parameters.per_channel,
+                quantize=self._quantize_activation,
+            )
+
+        return self.findings.errors(self.layers, {**self.shaped_by, "levels": levels}, measure)
 
     def _quantize_activation(self, tensor: str, values: Floats) -> Floats:
         low, high = self._ranges[tensor]

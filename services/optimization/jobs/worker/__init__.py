@@ -1,27 +1,22 @@
-"""One job's work in a process of its own: `python -m services.optimization.jobs.worker FOLDER SERVICE_PID`.
-
-Reads `FOLDER/task.json`, tells its progress as JSON lines on standard output, leaves `FOLDER/result.json`. It runs on its own
-share of the cores at a lower priority, and dies with the service that started it.
-"""
+"""One job's work in a process of its own: what it is handed, what it leaves, and the share of the machine that it takes."""
 
 import ctypes
 import os
 import shutil
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
 
 from pydantic import Field
 
 from services.optimization.execution import Execution, Plan, Progress, execute
 from services.optimization.failures import FailureClass, OptimizationFailure
 from services.optimization.jobs.exhaustion import disk_is_full, memory_is_full
-from services.optimization.jobs.telling import Teller
+from services.optimization.remembered import Remembered
+from services.optimization.remembered.link import Link
 from services.optimization.report import Report
 from services.repository.manifest import Frozen, Signature
 
@@ -42,6 +37,10 @@ class Task(Frozen):
     cores: tuple[int, ...]
     nice: int
     deadline_seconds: float = Field(0, ge=0, description="from the worker's start; 0 for none")
+    cache: str = Field("", description="address of the cache service; empty where there is none")
+    cache_ttl_s: float = Field(86_400, gt=0, description="life of what is put there")
+    cache_namespace: str = Field("", description="of what is known of the original")
+    teacher_namespace: str = Field("", description="of what is known of the plan's teacher")
 
 
 class Outcome(Frozen):
@@ -54,11 +53,21 @@ class Outcome(Frozen):
     failure_message: str = ""
 
 
-def perform(task: Task, progress: Progress) -> Outcome:
+def perform(task: Task, progress: Progress, link: Link) -> Outcome:
     """Runs the job; a failure whose text is fit for the caller becomes an outcome. Raises everything else."""
     deadline = time.monotonic() + task.deadline_seconds if task.deadline_seconds else None
     try:
-        execution = execute(task.plan, task.original, task.signature, task.scratch, task.kept_steps, progress, deadline)
+        execution = execute(
+            task.plan,
+            task.original,
+            task.signature,
+            task.scratch,
+            task.kept_steps,
+            progress,
+            deadline,
+            Remembered(link, task.cache_namespace),
+            Remembered(link, task.teacher_namespace),
+        )
         return _outcome(execution, task.chosen)
     except Exception as error:
         if disk_is_full(error):  # also within a technique's own failure
@@ -101,33 +110,3 @@ def die_with(service_pid: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != service_pid:
         raise SystemExit("the service ended before its worker began")
-
-
-def _private_stdout() -> TextIO:
-    """Standard output for the protocol alone: what libraries print goes to the log, where standard error goes."""
-    private = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    return private
-
-
-def _main(folder: Path, service_pid: int) -> None:
-    die_with(service_pid)
-    events = _private_stdout()
-    task = Task.model_validate_json((folder / TASK).read_bytes())
-    take_share(task.cores, task.nice)
-    teller = Teller(events)
-    try:
-        outcome = perform(task, teller)
-        teller.close()
-        staged = folder / f"{RESULT}.part"
-        staged.write_text(outcome.model_dump_json())
-        staged.replace(folder / RESULT)
-    except Exception as error:
-        if not disk_is_full(error):
-            raise
-        traceback.print_exc()
-        raise SystemExit(DISK_FULL) from error
-
-
-if __name__ == "__main__":
-    _main(Path(sys.argv[1]), int(sys.argv[2]))
