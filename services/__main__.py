@@ -34,6 +34,7 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
         "HONE_CACHE_FOLDER": str(root / "cache"),
         "HONE_OPTIMIZATION_FOLDER": str(root / "optimization"),
         "HONE_OPTIMIZATION_REPOSITORY": str(root / "repository"),
+        "HONE_OPTIMIZATION_CACHE": address("cache", given),
         "HONE_INFERENCE_REPOSITORY": str(root / "repository"),
         "HONE_INFERENCE_CACHE": address("cache", given),
     }

@@ -37,6 +37,8 @@ PLACES = {
     "torch_pruning": ("services.optimization.techniques",),
     "sqlalchemy": ("services.optimization",),
     "diskcache": ("services.cache",),
+    "redis": ("services.cache.valkey_server",),
+    "zstandard": ("services.cache.compressed",),
     "typer": ("hone.cli",),
     "rich": ("hone.cli",),
     "grpc": ("hone", "services.chassis", "services.cache", "services.inference", "services.optimization"),

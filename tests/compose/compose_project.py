@@ -5,7 +5,8 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,10 @@ class ComposeProject:
         return codes
 
     def published(self) -> dict[str, set[str]]:
-        """What each service publishes on the host, as `host:port->port/protocol`."""
-        ports = {each["Service"]: {port for port in each["Ports"].split(", ") if "->" in port} for each in self._described()}
+        """What each service's replicas publish on the host, as `host:port->port/protocol`."""
+        ports: dict[str, set[str]] = {}
+        for each in self._described():
+            ports.setdefault(each["Service"], set()).update(port for port in each["Ports"].split(", ") if "->" in port)
         return {service: found for service, found in ports.items() if found}
 
     def _described(self, *arguments: str) -> list[dict[str, Any]]:
@@ -63,6 +66,15 @@ class ComposeProject:
 
     def signal(self, container: str, name: str) -> None:
         subprocess.run(["docker", "kill", "--signal", name, container], check=True, capture_output=True, timeout=30)
+
+    @contextmanager
+    def paused(self, container: str) -> Iterator[None]:
+        """Nothing in the container runs, and its connections stay open, until the end of the block."""
+        subprocess.run(["docker", "pause", container], check=True, capture_output=True, timeout=30)
+        try:
+            yield
+        finally:
+            subprocess.run(["docker", "unpause", container], check=True, capture_output=True, timeout=30)
 
     def stop(self, container: str) -> None:
         subprocess.run(["docker", "stop", container], check=True, capture_output=True, timeout=60)

@@ -21,8 +21,10 @@ from hone.inference.v1 import inference_pb2 as pb
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from services.cache.leases import LocalLeases
 from services.cache.memory import MemoryStore
-from services.cache.metered import MeteredStore
+from services.cache.metered import LEASE_COUNTERS, MeteredStore, StatsCollector
+from services.cache.servicer import CacheServicer
 from services.cache.settings import CacheSettings
 from services.chassis.errors import ErrorTable
 from services.chassis.server import Server
@@ -90,8 +92,11 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
     async with AsyncExitStack() as stack:
         door = await stack.enter_async_context(opened(repository, metrics_port=ports["inference"]))
         door.server.registry.register(TrafficCollector(door.models.splits))
-        cache = Server(CacheSettings(port=0, metrics_port=ports["cache"]), ErrorTable())
+        settings = CacheSettings(port=0, metrics_port=ports["cache"])
+        cache = Server(settings, ErrorTable())
         store = MeteredStore(MemoryStore(1 << 20, time.monotonic), cache.registry)
+        leases = CacheServicer(store, settings, LocalLeases(time.monotonic, settings.max_leases))
+        cache.registry.register(StatsCollector(leases.stats, LEASE_COUNTERS, {}))
         await stack.enter_async_context(cache.running([]))
         await store.get("n", [b"key"])
         row = pb.Tensor(datatype="FP32", shape=[1, 3], data=np.ones((1, 3), "<f4").tobytes())
