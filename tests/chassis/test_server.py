@@ -209,4 +209,5 @@ uvloop.run(main())
 
 def test_a_service_starts_programs_without_running_grpc_in_the_fork() -> None:
     done = subprocess.run([sys.executable, "-c", _STARTING_PROGRAMS], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert "fork" not in done.stderr  # by which gRPC tells that its handlers ran; it may tell of the closed connection too
