@@ -90,7 +90,7 @@ async def test_a_deadline_of_its_own_replaces_the_default(serve: Serve) -> None:
         return str(context.time_remaining()).encode()
 
     async with serve(Remaining=remaining, settings={"default_deadline_s": 1e-9}) as served:
-        assert 0 < float(await served.call("Remaining", timeout=30)) < 30
+        assert 0 < float(await served.call("Remaining", timeout=30)) < 31  # gRPC rounds a timeout up on its way
 
 
 async def test_a_caller_that_goes_ends_its_work_and_is_counted_as_cancelled(serve: Serve) -> None:
