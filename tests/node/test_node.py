@@ -174,7 +174,7 @@ def test_no_other_code_is_tried_again(node: Node, echo: Any) -> None:
 def test_every_call_has_a_deadline(node: Node, echo: Any, options: str, seconds: float) -> None:
     servicer, address = echo()
     node(f'await client.embed("m", ["a"], {options}); answer = null', address)
-    assert 0 < servicer.remaining_s[0] <= seconds
+    assert 0 < servicer.remaining_s[0] <= seconds + 1  # a timeout may be rounded up on its way
 
 
 class TwoPartJob(jobs_pb2_grpc.JobServiceServicer):
