@@ -17,14 +17,6 @@ from tests.conftest import Suite
 TEXTS = sentences(50, seed=77)
 
 
-@pytest.fixture
-def hone(suite: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
-    monkeypatch.setattr("hone.channel.LOCAL", suite.addresses)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
-    return CliRunner()
-
-
 def run(runner: CliRunner, *arguments: str, typed: str = "") -> Result:
     return runner.invoke(app, ["cache", *arguments], input=typed)
 

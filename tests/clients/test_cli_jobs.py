@@ -10,17 +10,8 @@ from hone.optimization.v1 import jobs_pb2
 from typer.testing import CliRunner
 
 from benchmarks.sentences import sentences
-from tests.conftest import Suite
 
 TEXTS = sentences(60, seed=11)
-
-
-@pytest.fixture
-def hone(suite: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
-    monkeypatch.setattr("hone.channel.LOCAL", suite.addresses)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
-    return CliRunner()
 
 
 def told(runner: CliRunner, *arguments: str, status: int = 0) -> str:

@@ -1,0 +1,16 @@
+"""The `hone` command in this process, against the running suite."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.conftest import Suite
+
+
+@pytest.fixture
+def hone(suite: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
+    monkeypatch.setattr("hone.channel.LOCAL", suite.addresses)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    return CliRunner()
