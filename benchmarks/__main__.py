@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("demo", "serving", "interference", "methods", "chain", "batching", "overload", "soak", "cache", "eviction")
+NAMES = ("demo", "serving", "interference", "methods", "chain", "batching", "overload", "soak", "cache", "eviction", "advisor")
 
 
 def main() -> None:

@@ -50,6 +50,7 @@ PLACES = {
 
 PURE = (
     "services.chassis.histogram",
+    "services.inference.advice",
     "services.inference.backoff",
     "services.inference.admission",
     "services.inference.batching",
@@ -64,6 +65,13 @@ PURE = (
     "services.inference.traffic.routing",
     "services.inference.traffic.tallies",
     "services.inference.windows",
+    "services.optimization.advisor.draws",
+    "services.optimization.advisor.fleet",
+    "services.optimization.advisor.returns",
+    "services.optimization.advisor.serving.capacity",
+    "services.optimization.advisor.serving.knobs",
+    "services.optimization.advisor.serving.played",
+    "services.optimization.advisor.serving.settings",
     "services.optimization.jobs.job",
     "services.optimization.jobs.scheduling",
 )

@@ -20,6 +20,15 @@ from services.inference.windows import Room, compose, first_come
 MAX_PRIORITY = 9
 
 
+class Batching(StrEnum):
+    """How rows are put together; all but the first are there to be compared with."""
+
+    LENGTH_AWARE = "length-aware"
+    FIRST_COME = "first-come"
+    FIXED_BUCKETS = "fixed-buckets"
+    OFF = "off"
+
+
 class QueueFull(Exception):
     """The queue's bound in rows or tokens would be passed."""
 

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from services.inference.advice import read_advice
 from services.inference.host import Host
 from services.inference.opening import Opened, Opener
-from services.inference.parallelism import Parallelism, advised, candidates
+from services.inference.parallelism import Parallelism, candidates
 from services.inference.settings import InferenceSettings, Isolation
 from services.inference.warming import rows_per_second
 from services.repository.manifest import Manifest
@@ -34,8 +35,8 @@ def choose(repository: Repository, manifest: Manifest, settings: InferenceSettin
     cores = len(settings.cores)
     if settings.instances or settings.threads:
         return settings.parallelism
-    if (advice := advised(manifest.recipe, cores)) is not None:
-        return advice
+    if (advised := read_advice(manifest.recipe, settings.bounds).parallelism) is not None:
+        return advised
     if not settings.tune_s or cores == 1:
         return settings.parallelism
     with host.measuring:  # one at a time: they would measure one another

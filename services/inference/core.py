@@ -66,7 +66,7 @@ class Core:
         wanted = _wanted(served.signature, outputs)
         self._check_rows("texts", len(texts))
         with served.lend() as engine:
-            if not self._remembers(options):  # else some of its rows may be known
+            if not self._remembers(served, options):  # else some of its rows may be known
                 _refuse_hopeless(engine, route.arm or channel, len(texts), options)
             begun = time.monotonic_ns()
             assert served.encoder is not None  # noqa: S101 (text tasks have one)
@@ -107,8 +107,8 @@ class Core:
             tokens = inputs[IDS].shape[1] if served.signature.task.takes_text else 0
             return await self._run(Call(served, engine, route, channel, rows, wanted, options, tokens))
 
-    def _remembers(self, options: Options) -> bool:
-        return self._answers.enabled and not options.bypass_cache
+    def _remembers(self, served: ServedVersion, options: Options) -> bool:
+        return self._answers.enabled and served.remembers and not options.bypass_cache
 
     def _check_rows(self, field: str, rows: int) -> None:
         if not 0 < rows <= self._max_rows:
@@ -139,7 +139,7 @@ class Core:
     async def _answer(self, call: Call) -> list[RowAnswer]:
         """Each row's answer: remembered, or computed once however many ask."""
         served, engine, outputs, options = call.served, call.engine, call.outputs, call.options
-        if not self._remembers(options):
+        if not self._remembers(served, options):
             return await engine.submit([Item(row, outputs) for row in call.rows], options.priority, options.deadline).answers()
         keys = [answer_key(served.digest, row, outputs) for row in call.rows]
         try:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,11 @@ def advised(recipe: Mapping[str, Any], cores: int) -> Parallelism | None:
     if not isinstance(serving, Mapping):
         return None
     instances, threads = serving.get("instances"), serving.get("threads")
-    if not (isinstance(instances, int) and isinstance(threads, int)) or min(instances, threads) < 1 or instances * threads > cores:
+    if not (is_count(instances) and is_count(threads)) or instances * threads > cores:
         return None
     return Parallelism(instances, threads)
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether it is a positive whole number; JSON's true is none, though Python counts it as 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -6,7 +6,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from enum import StrEnum
+from typing import Any
 
+import structlog
+
+from services.inference.advice import Advice, read_advice
 from services.inference.choosing import open_version
 from services.inference.engine import Engine
 from services.inference.host import Host
@@ -19,6 +23,8 @@ from services.inference.settings import InferenceSettings
 from services.inference.texts import TextEncoder
 from services.repository.manifest import Manifest, Signature
 from services.repository.store import Repository
+
+log = structlog.get_logger("hone.served")
 
 
 class State(StrEnum):
@@ -40,6 +46,8 @@ class ServedVersion:
         self.reason = ""
         self.backend_name = ""
         self.parallelism: Parallelism | None = None
+        self.remembers = True  # whether its answers are; its recipe may advise against it
+        self.advised = ""  # the settings in force that its recipe advised, for people
         self.encoder: TextEncoder | None = None
         self.engine: Engine | None = None
         self.resident_bytes = 0  # that it holds in memory, or that are set aside while it loads
@@ -60,8 +68,8 @@ class ServedVersion:
 
     @property
     def backend(self) -> str:
-        """What runs it, for people: `onnxruntime, 2 x 1 threads`."""
-        return f"{self.backend_name}, {self.parallelism}" if self.parallelism is not None else self.backend_name
+        """What runs it, for people: `onnxruntime, 2 x 1 threads, batch_rows 64 as advised`."""
+        return ", ".join(str(part) for part in (self.backend_name, self.parallelism, self.advised) if part)
 
     @property
     def trouble(self) -> str:
@@ -81,6 +89,7 @@ class ServedVersion:
         Raises:
             BackendError, ForeignProgram, repository.store.Damaged, OSError: it cannot be served; `state` is FAILED then, `reason` says why.
         """
+        chosen = self._follow(read_advice(self.manifest.recipe, settings.bounds), settings)
         try:
             opened, self.encoder = await asyncio.to_thread(self._load, repository, settings, pool, host)
         except Exception as error:
@@ -90,7 +99,7 @@ class ServedVersion:
         self.engine = Engine(
             opened.backends,
             layout_of(self.signature),
-            settings.policy,
+            chosen.policy,
             name=self.manifest.name,
             version=self.manifest.version,
             metrics=metrics,
@@ -98,6 +107,17 @@ class ServedVersion:
             care=Care(opened.opener, settings.hang_s, opened.opener.thread_cores, host),
         )
         self.state = State.READY
+
+    def _follow(self, advice: Advice, settings: InferenceSettings) -> InferenceSettings:
+        """The settings that this version is served with."""
+        if advice.passed_over:
+            log.warning("a version's advice is passed over in part", model=self.manifest.reference, passed_over=dict(advice.passed_over))
+        followed = settings.followed(advice)
+        self.remembers = advice.remembers
+        told = [f"{name} {_told(value)}" for name, value in followed.items()]
+        told += [] if advice.remembers else ["answers not remembered"]
+        self.advised = f"{', '.join(told)} as advised" if told else ""
+        return settings.advised(advice)
 
     def _load(
         self, repository: Repository, settings: InferenceSettings, pool: ThreadPoolExecutor, host: Host
@@ -136,3 +156,7 @@ class ServedVersion:
             await self.engine.close()
         self.engine = self.encoder = None  # whoever still knows the version does not keep its weights
         self.resident_bytes = 0
+
+
+def _told(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

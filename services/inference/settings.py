@@ -4,23 +4,16 @@ import os
 import socket
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.chassis.settings import ServerSettings
+from services.inference.advice import Advice, Bounds
+from services.inference.batching import Batching as Batching
 from services.inference.batching import Policy
 from services.inference.parallelism import Parallelism
-
-
-class Batching(StrEnum):
-    """How rows are put together; all but the first are there to be compared with."""
-
-    LENGTH_AWARE = "length-aware"
-    FIRST_COME = "first-come"
-    FIXED_BUCKETS = "fixed-buckets"
-    OFF = "off"
 
 
 class Isolation(StrEnum):
@@ -106,6 +99,18 @@ class InferenceSettings(ServerSettings):
     @property
     def state_folder(self) -> Path:
         return self.state if self.state is not None else self.repository.resolve().parent / "state"
+
+    @property
+    def bounds(self) -> Bounds:
+        return Bounds(len(self.cores), self.queue_rows, self.queue_tokens)
+
+    def followed(self, advice: Advice) -> dict[str, Any]:
+        """What of a version's advice is in force: what the operator set, default or not, wins over it."""
+        return {name: value for name, value in advice.settings.items() if name not in self.model_fields_set}
+
+    def advised(self, advice: Advice) -> Self:
+        """As a version is served that brings this advice."""
+        return self.model_copy(update=self.followed(advice))
 
     @property
     def policy(self) -> Policy:

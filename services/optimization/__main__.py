@@ -8,12 +8,12 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 import grpc
 from hone import channel
 from hone.aio import CacheClient
-from hone.optimization.v1 import jobs_pb2_grpc
+from hone.optimization.v1 import advisor_pb2_grpc, jobs_pb2_grpc
 from hone.repository.v1 import datasets_pb2_grpc, models_pb2_grpc
 
 from services.chassis.server import Server, run, until_signalled
 from services.chassis.settings import load
-from services.optimization import dataset_servicer, job_servicer, model_servicer
+from services.optimization import advisor_servicer, dataset_servicer, job_servicer, model_servicer
 from services.optimization.errors import ERRORS
 from services.optimization.jobs.runner import Runner
 from services.optimization.jobs.store import JobStore
@@ -24,7 +24,7 @@ from services.repository.datasets import Datasets
 from services.repository.store import Repository
 from services.repository.uploads import UploadLimits, Uploads
 
-SERVICES = (job_servicer.NAME, model_servicer.NAME, dataset_servicer.NAME)
+SERVICES = (job_servicer.NAME, advisor_servicer.NAME, model_servicer.NAME, dataset_servicer.NAME)
 UPLOAD_LIFE_S = 7 * 24 * 3600  # an unfinished upload that nobody touched for so long is given up
 
 
@@ -43,6 +43,7 @@ async def main(settings: OptimizationSettings) -> None:
         await stack.enter_async_context(_running(runner))
         jobs = job_servicer.JobServicer(store, runner, repository, settings)
         jobs_pb2_grpc.add_JobServiceServicer_to_server(jobs, server.grpc)
+        advisor_pb2_grpc.add_AdvisorServiceServicer_to_server(advisor_servicer.AdvisorServicer(jobs, store), server.grpc)
         models_pb2_grpc.add_ModelServiceServicer_to_server(model_servicer.ModelServicer(repository, uploads, departed), server.grpc)
         datasets = dataset_servicer.DatasetServicer(Datasets(repository.root), dataset_uploads)
         datasets_pb2_grpc.add_DatasetServiceServicer_to_server(datasets, server.grpc)

@@ -10,7 +10,7 @@ from hone.repository.v1 import datasets_pb2 as pb
 from hone.repository.v1 import datasets_pb2_grpc
 
 from services.chassis.faults import InvalidField, OutOfRange
-from services.optimization import dataset_wire, pages, wire
+from services.optimization import conversion, dataset_wire, pages
 from services.optimization.datasets.table import BadDataset
 from services.optimization.uploads.dataset_inspection import head, inspect_file
 from services.optimization.uploads.disk_work import chunks, on_disk
@@ -94,7 +94,7 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
         except BadDataset as error:  # it did parse when it came
             await self._resolved(resolved.manifest.reference)  # or it was deleted meanwhile
             raise Damaged(f"{resolved.manifest.reference}: {error}") from error
-        return pb.PreviewDatasetResponse(dataset=dataset_wire.dataset_message(resolved.manifest), rows=map(wire.struct, rows))
+        return pb.PreviewDatasetResponse(dataset=dataset_wire.dataset_message(resolved.manifest), rows=map(conversion.struct, rows))
 
     async def DeleteVersion(
         self, request: pb.DatasetServiceDeleteVersionRequest, context: Context
@@ -105,7 +105,7 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
         return pb.DatasetServiceDeleteVersionResponse()
 
     async def _resolved(self, reference: str) -> ResolvedDataset:
-        wire.named("reference", parse_reference, reference)
+        conversion.named("reference", parse_reference, reference)
         return await asyncio.to_thread(self._datasets.resolve, reference)
 
 
@@ -117,4 +117,4 @@ async def _receive(requests: AsyncIterator[pb.UploadDatasetRequest], file_name: 
 
 
 def _name(field: str, name: str) -> str:
-    return wire.named(field, partial(check_name, noun=NOUN), name)
+    return conversion.named(field, partial(check_name, noun=NOUN), name)

@@ -8,7 +8,7 @@ from hone.repository.v1 import datasets_pb2 as pb
 from hone.repository.v1 import models_pb2
 
 from services.chassis.faults import InvalidField
-from services.optimization import wire
+from services.optimization import conversion
 from services.repository.dataset_manifest import Column, DatasetFormat, DatasetManifest
 from services.repository.manifest import FileEntry
 
@@ -33,7 +33,7 @@ def format_from(header: pb.DatasetUploadHeader) -> DatasetFormat:
 def file_from(header: pb.DatasetUploadHeader, form: DatasetFormat) -> FileEntry:
     """The file under the name that it is kept by. Raises InvalidField."""
     file = header.file
-    return wire.checked("header.file", lambda: FileEntry(path=form.file_name, size_bytes=file.size_bytes, sha256=file.sha256))
+    return conversion.checked("header.file", lambda: FileEntry(path=form.file_name, size_bytes=file.size_bytes, sha256=file.sha256))
 
 
 def dataset_message(manifest: DatasetManifest) -> pb.DatasetVersion:
@@ -45,7 +45,7 @@ def dataset_message(manifest: DatasetManifest) -> pb.DatasetVersion:
         file=models_pb2.File(path=manifest.file.path, size_bytes=manifest.file.size_bytes, sha256=manifest.file.sha256),
         rows=manifest.rows,
         columns=[_column(column) for column in manifest.columns],
-        created=wire.timestamp(manifest.created),
+        created=conversion.timestamp(manifest.created),
     )
 
 

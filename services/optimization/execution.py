@@ -1,45 +1,49 @@
 """One job's work: carry out recipes, measure them beside the original, judge, choose."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import Field
 
 from services.optimization import data as job_data
+from services.optimization.advisor.advice import Advice
+from services.optimization.advisor.goal import Goal
+from services.optimization.advisor.pricing import measured
+from services.optimization.advisor.seeking import TRIAL_SHARE, Judge, Seeker, search_for
+from services.optimization.advisor.serving_stage import ServingStage
+from services.optimization.advisor.targets import missed
+from services.optimization.advisor.value import worth
 from services.optimization.data import Data
 from services.optimization.environment import describe
+from services.optimization.estimating import Estimator
 from services.optimization.evaluation import gates
 from services.optimization.evaluation.comparison import Compared, Comparison, Timed
 from services.optimization.evaluation.gates import Evidence
 from services.optimization.evaluation.metrics import Metric, metric_of
 from services.optimization.examples import Examples
-from services.optimization.failures import BudgetExceeded, NotEnoughData, Toolchain, UnsupportedOperator
+from services.optimization.failures import BudgetExceeded, NotEnoughData
 from services.optimization.history import History
-from services.optimization.jobs.exhaustion import disk_is_full, memory_is_full
 from services.optimization.jobs.job import NO_METRICS
 from services.optimization.kept import KeptSteps
+from services.optimization.making import INFEASIBLE, Made, Maker, Progress, raise_when_exhausted
 from services.optimization.recipe import Gates, Kinds, Objective, Recipe, validate_recipes
 from services.optimization.remembered import NOTHING, Remembered
 from services.optimization.report import Candidate, Measurement, Report, Verdict
-from services.optimization.steps import Materials, Steps, within
+from services.optimization.steps import Materials, Steps
 from services.optimization.techniques import Model
 from services.repository.manifest import Frozen, Signature
 
-# Failures that end one recipe and leave the others their chance.
-INFEASIBLE = (UnsupportedOperator, Toolchain, NotEnoughData, BudgetExceeded)
 HISTORY = "history.jsonl"
 
 _OPTIMIZED, _COMPARED, _TIMED = 0.5, 0.6, 0.9  # fractions of the whole at which each stage ends
+_SOUGHT = 0.49  # of a job with a goal: making what the search has made already takes no time
+_UNSERVED = 0.85  # of a job with a goal: the serving stage comes then
+_LEAST_SERVING_S, _MOST_SERVING_S = 40.0, 150.0
 _MOST_MEASURING = 0.5  # of a job's time that is kept back for measuring
 _LEAST_LATENCY_S = 2.0  # that latency is measured for, however late it is
-
-
-class Progress(Protocol):
-    def __call__(self, stage: str, fraction: float, message: str, *, step: int = 0, metrics: Mapping[str, float] = NO_METRICS) -> None:
-        """`fraction` of the whole, which never falls; `message` is a line for the log, `metrics` points of curves at `step`."""
 
 
 class Teacher(Frozen):
@@ -52,7 +56,8 @@ class Teacher(Frozen):
 class Plan(Frozen):
     """What to try, on what data, and what to hold."""
 
-    recipes: tuple[Recipe, ...] = Field(min_length=1)
+    recipes: tuple[Recipe, ...] = Field((), description="none where a goal is to find them")
+    goal: Goal | None = None
     evaluation: Data = Data()
     calibration: Data = Data()
     training: Data = Data()
@@ -76,16 +81,7 @@ class Execution:
     report: Report
     chosen_folder: Path | None
     chosen_signature: Signature | None
-
-
-@dataclass(frozen=True)
-class _Made:
-    """A recipe's result before it is measured."""
-
-    recipe: Recipe
-    model: Model
-    notes: Mapping[str, Any]
-    seconds: float
+    serving: Mapping[str, Any] = field(default_factory=dict)  # settings that the chosen one is to be served with
 
 
 @dataclass
@@ -93,48 +89,26 @@ class _Run:
     """One execution in progress: what was made, what was compared, what proved infeasible."""
 
     plan: Plan
-    original: Model
-    steps: Steps
+    maker: Maker
     progress: Progress
-    make_until: float  # of time.monotonic, as is `deadline`
-    deadline: float | None
-    made: dict[str, _Made] = field(default_factory=dict)
+    deadline: float | None  # of time.monotonic
+    recipes: tuple[Recipe, ...]
+    made: dict[str, Made] = field(default_factory=dict)
     compared: dict[str, Compared] = field(default_factory=dict)
     infeasible: dict[str, str] = field(default_factory=dict)
 
-    def make_all(self) -> None:
-        """Raises BudgetExceeded when the time was over before anything was made."""
-        for index, recipe in enumerate(self.plan.recipes):
-            begin, width = _OPTIMIZED * index / len(self.plan.recipes), _OPTIMIZED / len(self.plan.recipes)
+    def make_all(self, start: float = 0.0) -> None:
+        """Progress begins at `start`. Raises BudgetExceeded when the time was over before anything was made."""
+        for index, recipe in enumerate(self.recipes):
+            width = (_OPTIMIZED - start) / len(self.recipes)
+            begin = start + width * index
             try:
-                self.made[recipe.name] = self._make(recipe, begin, width)
+                self.made[recipe.name] = self.maker.make(recipe, begin, width)
             except INFEASIBLE as failure:
-                _raise_when_exhausted(failure)
+                raise_when_exhausted(failure)
                 self.infeasible[recipe.name] = str(failure)
-        if not self.made and time.monotonic() > self.make_until:
+        if not self.made and self.maker.is_late:
             raise BudgetExceeded("the job's time was over before a candidate was made")
-
-    def _make(self, recipe: Recipe, begin: float, width: float) -> _Made:
-        model, notes, seconds = self.original, [], 0.0
-        for index, step in enumerate(recipe.steps):
-            at, share = begin + width * index / len(recipe.steps), width / len(recipe.steps)
-            name = f"{recipe.name}: {step.technique}"
-            found = self.steps.find(model, step)
-            if found is None:
-                found = self.steps.make(model, step, within(self._tell, at, share, name, self._check_time))
-            else:
-                self._tell(at, f"{name}: reusing the kept result")
-            model, kept = found
-            notes.append({"technique": step.technique, **kept.notes})
-            seconds += kept.seconds
-        return _Made(recipe, model, {"steps": notes}, seconds)
-
-    def _tell(self, fraction: float, message: str, *, step: int = 0, metrics: Mapping[str, float] = NO_METRICS) -> None:
-        self.progress("optimizing", fraction, message, step=step, metrics=metrics)
-
-    def _check_time(self) -> None:
-        if time.monotonic() > self.make_until:
-            raise BudgetExceeded("the job's time was over; what was made until then was measured")
 
     def compare_all(self, comparison: Comparison) -> None:
         for index, (name, made) in enumerate(list(self.made.items())):
@@ -146,7 +120,7 @@ class _Run:
             try:
                 self.compared[name] = comparison.admit(name, made.model)
             except INFEASIBLE as failure:
-                _raise_when_exhausted(failure)
+                raise_when_exhausted(failure)
                 self.infeasible[name] = str(failure)
 
     def measure_all(self, comparison: Comparison) -> tuple[dict[str, Timed], dict[str, Measurement]]:
@@ -161,7 +135,7 @@ class _Run:
             except INFEASIBLE as failure:
                 if not name:
                     raise
-                _raise_when_exhausted(failure)
+                raise_when_exhausted(failure)
                 self.infeasible[name] = str(failure)
         return timed, measured
 
@@ -170,11 +144,32 @@ class _Run:
         if self.deadline is None:
             return self.plan.evaluation_seconds
         left = self.deadline - time.monotonic()
-        return min(self.plan.evaluation_seconds, max(_LEAST_LATENCY_S, left / 2))
+        return min(self.plan.evaluation_seconds, max(_LEAST_LATENCY_S, left / (3 if self.plan.goal else 2)))
+
+    def serve(self, stage: ServingStage, advice: Advice, candidate: Candidate, metric: Metric, begun: float) -> Advice:
+        """The advice with what serving measured, whether that meets the targets, and what it is worth."""
+        left = _MOST_SERVING_S if self.deadline is None else self.deadline - time.monotonic()
+        seconds = max(_LEAST_SERVING_S, min(_MOST_SERVING_S, left))
+        served = stage.whole(self.made[candidate.name].model, seconds, lambda line: self.progress("serving", 1.0, line))
+        if candidate.measurement is None:
+            raise ValueError(f"{candidate.name} is accepted and unmeasured")
+        faults = missed(stage.goal.resolved, candidate.measurement, served, stage.note)
+        priced = measured(served, candidate, metric, time.monotonic() - begun) if served else None
+        economics = stage.goal.economics
+        return advice.model_copy(
+            update={
+                "served": served,
+                "serving_note": "" if served else stage.note,
+                "missed": faults,
+                "is_target_met": advice.is_target_met and not faults,
+                "measured": priced,
+                "worth": worth(economics, priced, seed=self.plan.seed) if economics and priced else None,
+            }
+        )
 
     def conclude(self, metric: Metric, timed: Mapping[str, Timed], measured: Mapping[str, Measurement]) -> tuple[Candidate, ...]:
         held = self.plan.gates.for_metric(metric)
-        return tuple(self._candidate(recipe, metric, held, timed, measured) for recipe in self.plan.recipes)
+        return tuple(self._candidate(recipe, metric, held, timed, measured) for recipe in self.recipes)
 
     def _candidate(
         self, recipe: Recipe, metric: Metric, held: Gates, timed: Mapping[str, Timed], measured: Mapping[str, Measurement]
@@ -203,12 +198,6 @@ class _Run:
         )
 
 
-def _raise_when_exhausted(failure: BaseException) -> None:
-    """A full disk or memory is no fault of the recipe, however a library has wrapped it: the next one would end likewise."""
-    if disk_is_full(failure) or memory_is_full(failure):
-        raise failure
-
-
 def _facts(**kinds: Examples) -> dict[str, Any]:
     """What the report tells of the data."""
     return {
@@ -226,16 +215,19 @@ def execute(
     deadline: float | None = None,
     remembered: Remembered = NOTHING,
     teacher_remembered: Remembered = NOTHING,
+    told: Callable[[Advice], None] = lambda advice: None,
 ) -> Execution:
     """Carries out every recipe, measures all in one interleaved run, judges each and chooses.
 
     `original` is a model folder described by `signature`; `scratch` exists and is emptied of what this made; `kept_steps`
     holds finished steps across jobs and may be shared by several; `deadline` is of time.monotonic; `remembered` spares
-    what earlier jobs found out about the original, `teacher_remembered` about the plan's teacher. Blocks for minutes; may be
+    what earlier jobs found out about the original, `teacher_remembered` about the plan's teacher; `told` takes what a search
+    knows after each trial. Blocks for minutes; may be
     killed at any instant. Raises ValueError for recipes or a metric that do not fit the model, BadModel for an original that does
     not run, NotEnoughData without evaluation examples or where examples do not fit the model, BudgetExceeded when time ran out
     before a candidate was made. A recipe that cannot be carried out is a candidate with the verdict INFEASIBLE.
     """
+    begun = time.monotonic()
     validate_recipes(plan.recipes, signature, plan.kinds)
     evaluation, calibration, training = (job_data.read(found, signature) for found in (plan.evaluation, plan.calibration, plan.training))
     if not len(evaluation):
@@ -243,29 +235,66 @@ def execute(
     job_data.check_disjoint(evaluation, calibration=calibration, training=training)
     metric = metric_of(signature.task, plan.metric, labelled=evaluation.is_labelled)
     source = Model(original.resolve(), signature)
-    kept = KeptSteps(kept_steps)
+    kept, history = KeptSteps(kept_steps), History(kept_steps.resolve() / HISTORY)
     teacher = Model(plan.teacher.folder, plan.teacher.signature) if plan.teacher else source
     taught = teacher_remembered if plan.teacher else remembered
     materials = Materials(teacher, calibration, training, plan.seed, plan.threads, remembered, taught)
-    steps = Steps(materials, kept, History(kept_steps.resolve() / HISTORY), scratch.resolve())
-    run = _Run(plan, source, steps, progress, _make_until(plan, deadline), deadline)
-    run.make_all()
+    steps = Steps(materials, kept, history, scratch.resolve())
+    if plan.goal is not None:
+        progress = _first_part(progress)
+    maker = Maker(source, steps, progress, _make_until(plan, deadline))
+    run = _Run(plan, maker, progress, deadline, plan.recipes)
+    stage = ServingStage(source, evaluation, plan.goal, scratch.resolve(), plan.seed) if plan.goal else None
+    advice: Advice | None = None
+    if stage is None:
+        run.make_all()
     with Comparison(source, evaluation, threads=plan.threads, seed=plan.seed, remembered=remembered) as comparison:
+        if stage is not None:
+            estimator = Estimator(source, materials, steps, history, len(evaluation))
+            seeker = _seeker(plan, metric, maker, comparison, estimator, stage)
+            advice = seeker.seek(stage.goal, told)
+            run.recipes = seeker.finalists()
+            run.make_all(start=_SOUGHT)
         run.compare_all(comparison)
-        timed, measured = run.measure_all(comparison)
-    progress("concluding", 1.0, "every candidate was measured")
-    candidates = run.conclude(metric, timed, measured)
+        timed, figures = run.measure_all(comparison)
+    candidates = run.conclude(metric, timed, figures)
     chosen = gates.choose(candidates, plan.objective)
+    if stage is not None and advice is not None and chosen:
+        advice = run.serve(stage, advice, next(found for found in candidates if found.name == chosen), metric, begun)
+        chosen = "" if advice.missed else chosen
+    progress("concluding", 1.0, "every candidate was measured")
     report = Report(
-        original=measured[""],
+        original=figures[""],
         candidates=candidates,
         chosen=chosen,
         environment=describe(plan.threads),
         metric=metric,
         data=_facts(evaluation=evaluation, calibration=calibration, training=training),
+        advice=advice.model_dump(mode="json") if advice else {},
     )
     model = run.made[chosen].model if chosen else None
-    return Execution(report, model.folder if model else None, model.signature if model else None)
+    serving = advice.served.advice.settings if advice and advice.served else {}
+    return Execution(report, model.folder if model else None, model.signature if model else None, serving)
+
+
+def _first_part(progress: Progress) -> Progress:
+    """What comes before the serving stage."""
+
+    def told(stage: str, fraction: float, message: str, *, step: int = 0, metrics: Mapping[str, float] = NO_METRICS) -> None:
+        part = 1.0 if stage == "concluding" else _UNSERVED
+        progress(stage, fraction * part, message, step=step, metrics=metrics)
+
+    return told
+
+
+def _seeker(plan: Plan, metric: Metric, maker: Maker, comparison: Comparison, estimator: Estimator, stage: ServingStage) -> Seeker:
+    search = search_for(stage.goal, plan.gates.for_metric(metric), plan.kinds, estimator, comparison.row_seconds())
+
+    def tell(share: float, message: str) -> None:
+        maker.progress("searching", _SOUGHT * min(share, 1.0), message)
+
+    judge = Judge(metric, plan.gates, plan.objective, plan.seed, plan.evaluation_seconds * TRIAL_SHARE)
+    return Seeker(search, maker, comparison, judge, tell, stage.quick)
 
 
 def _make_until(plan: Plan, deadline: float | None) -> float:
@@ -273,4 +302,5 @@ def _make_until(plan: Plan, deadline: float | None) -> float:
     if deadline is None:
         return float("inf")
     left = max(0.0, deadline - time.monotonic())
-    return deadline - min(2 * plan.evaluation_seconds, _MOST_MEASURING * left)
+    later = 2 * plan.evaluation_seconds + (_MOST_SERVING_S if plan.goal else 0)
+    return deadline - min(later, _MOST_MEASURING * left)

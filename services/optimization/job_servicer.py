@@ -10,11 +10,12 @@ from hone.optimization.v1 import jobs_pb2 as pb
 from hone.optimization.v1 import jobs_pb2_grpc
 
 from services.chassis.faults import InvalidField, Overloaded, Unavailable, WrongState
-from services.optimization import page, planning, wire
+from services.optimization import conversion, page, planning, wire
 from services.optimization.jobs.job import Job, State
 from services.optimization.jobs.runner import Runner
 from services.optimization.jobs.scheduling import OverBudget
 from services.optimization.jobs.store import JobStore, UnknownJob
+from services.optimization.outline import Outline, outline
 from services.optimization.report import Report
 from services.optimization.settings import OptimizationSettings
 from services.optimization.spec import Spec
@@ -34,8 +35,7 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         self._store = store
         self._runner = runner
         self._repository = repository
-        self._max_queued = settings.max_queued_jobs
-        self._evaluation_s = settings.evaluation_s
+        self._settings = settings
         self._closed = False
 
     def close(self) -> None:
@@ -44,17 +44,21 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         self._runner.release()
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
-        if len(request.request_id) > 64 or not request.request_id.isprintable():
+        return pb.CreateJobResponse(job=await self.create(request.request_id, request.spec))
+
+    async def create(self, request_id: str, asked: pb.JobSpec) -> pb.Job:
+        """As CreateJob; for every door that jobs come through."""
+        if len(request_id) > 64 or not request_id.isprintable():
             raise InvalidField("request_id", "must be at most 64 printable characters")
-        spec = wire.spec_from(request.spec)
+        spec = wire.spec_from(asked)
         # Before the source is looked at: repeating a call finds its job also when the model has gone.
-        known = await asyncio.to_thread(self._store.find_request, request.request_id, spec.fingerprint)
+        known = await asyncio.to_thread(self._store.find_request, request_id, spec.fingerprint)
         if known is not None:
-            return pb.CreateJobResponse(job=wire.job_message(known))
+            return wire.job_message(known)
         source, resolved = await asyncio.to_thread(self._resolve, spec)
         job = Job(
             id=uuid.uuid4().hex,
-            request_id=request.request_id or uuid.uuid4().hex,
+            request_id=request_id or uuid.uuid4().hex,
             fingerprint=spec.fingerprint,
             spec=resolved.model_dump_json(),
             source=source.manifest.reference,
@@ -62,21 +66,34 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         )
         created = await asyncio.to_thread(self._create, job)
         self._runner.wake()
-        return pb.CreateJobResponse(job=wire.job_message(created))
+        return wire.job_message(created)
 
     def _resolve(self, spec: Spec) -> tuple[Resolved, Spec]:
         """The source, and the specification with every reference by version. Raises InvalidField, UnknownModel, UnknownDataset."""
         if not spec.source:
             raise InvalidField("spec.source", "must name a model")
-        source = self._repository.resolve(wire.named("spec.source", parse, spec.source))
+        source = self._repository.resolve(conversion.named("spec.source", parse, spec.source))
         try:
             self._runner.check_budget(spec.budget)
+            planning.check_goal(spec, source.manifest.size_bytes)
             return source, planning.resolve(spec, source.manifest.signature, self._repository)
         except planning.Refused as error:
             raise InvalidField(f"spec.{error.field}", error.reason) from error
         except OverBudget as error:
             field, _, reason = str(error).partition(": ")
             raise InvalidField(f"spec.{field}", reason) from error
+
+    async def outline(self, asked: pb.JobSpec) -> Outline:
+        """What a search would try; checked as CreateJob checks."""
+        source, spec = await asyncio.to_thread(self._resolve, wire.spec_from(asked))
+        return await asyncio.to_thread(self._outline, source, spec)
+
+    def _outline(self, source: Resolved, spec: Spec) -> Outline:
+        original = Model(source.folder, source.manifest.signature)
+        try:
+            return outline(spec, original, self._repository, self._runner.kept_steps, planning.seconds(spec, self._settings))
+        except planning.Refused as error:
+            raise InvalidField(f"spec.{error.field}", error.reason) from error
 
     async def PlanJob(self, request: pb.PlanJobRequest, context: Context) -> pb.PlanJobResponse:
         source, spec = await asyncio.to_thread(self._resolve, wire.spec_from(request.spec))
@@ -85,7 +102,7 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
     def _estimate(self, source: Resolved, spec: Spec) -> planning.Estimate:
         original = Model(source.folder, source.manifest.signature)
         try:
-            return planning.estimate(spec, original, self._repository, self._runner.kept_steps, self._evaluation_s)
+            return planning.estimate(spec, original, self._repository, self._runner.kept_steps, self._settings.evaluation_s)
         except planning.Refused as error:
             raise InvalidField(f"spec.{error.field}", error.reason) from error
 
@@ -96,8 +113,8 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         return pb.GetReportPageResponse(html=await asyncio.to_thread(_page, job))
 
     def _create(self, job: Job) -> Job:
-        if self._store.count(State.QUEUED) >= self._max_queued:
-            raise Overloaded(f"{self._max_queued} jobs are waiting", RETRY_QUEUE_S)
+        if self._store.count(State.QUEUED) >= self._settings.max_queued_jobs:
+            raise Overloaded(f"{self._settings.max_queued_jobs} jobs are waiting", RETRY_QUEUE_S)
         return self._store.create(job)
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:

@@ -10,7 +10,7 @@ from hone.repository.v1 import models_pb2 as pb
 from hone.repository.v1 import models_pb2_grpc
 
 from services.chassis.faults import InvalidField, OutOfRange
-from services.optimization import model_wire, pages, traffic_wire, wire
+from services.optimization import conversion, model_wire, pages, traffic_wire
 from services.optimization.remembered.departed import Departed
 from services.optimization.uploads.disk_work import chunks, on_disk
 from services.optimization.uploads.inspection import inspect_folder
@@ -40,8 +40,8 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
             raise InvalidField("header", "must come first")
         head = first.header
         task = model_wire.task_from(head.task)
-        channels = [wire.named(f"header.channels[{index}]", check_channel, channel) for index, channel in enumerate(head.channels)]
-        wire.named("header.name", check_name, head.name)
+        channels = [conversion.named(f"header.channels[{index}]", check_channel, channel) for index, channel in enumerate(head.channels)]
+        conversion.named("header.name", check_name, head.name)
         announced = Announced(head.upload_id, head.name, model_wire.files_from(head.files))
         seal = partial(self._seal, announced, task)
         made = await self._sealings.version(announced, partial(_receive, request_iterator), seal)
@@ -78,11 +78,11 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
         return pb.GetModelResponse(model=self._message((await self._resolved(request.reference)).manifest))
 
     async def _resolved(self, reference: str) -> Resolved:
-        return await asyncio.to_thread(self._repository.resolve, wire.named("reference", parse, reference))
+        return await asyncio.to_thread(self._repository.resolve, conversion.named("reference", parse, reference))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         if request.name:
-            wire.named("name", check_name, request.name)
+            conversion.named("name", check_name, request.name)
         size, after = pages.page_size(request.page_size), pages.page_start(request.page_token)
         return await on_disk(self._list, request.name, size, after)
 
@@ -93,12 +93,12 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
         return pb.ListModelsResponse(models=map(self._message, found), next_page_token=token)
 
     async def SetChannel(self, request: pb.SetChannelRequest, context: Context) -> pb.SetChannelResponse:
-        name, channel = wire.named("name", check_name, request.name), wire.named("channel", check_channel, request.channel)
+        name, channel = conversion.named("name", check_name, request.name), conversion.named("channel", check_channel, request.channel)
         manifest = await on_disk(self._repository.set_channel, name, channel, _version(request.version))
         return pb.SetChannelResponse(model=self._message(manifest))
 
     async def RollBack(self, request: pb.RollBackRequest, context: Context) -> pb.RollBackResponse:
-        name, channel = wire.named("name", check_name, request.name), wire.named("channel", check_channel, request.channel)
+        name, channel = conversion.named("name", check_name, request.name), conversion.named("channel", check_channel, request.channel)
         manifest = await on_disk(self._repository.roll_back, name, channel)
         return pb.RollBackResponse(model=self._message(manifest))
 
@@ -126,7 +126,7 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
         return pb.PromoteArmResponse(model=self._message(await on_disk(self._repository.promote_arm, at.name, at.channel, request.arm)))
 
     async def DeleteVersion(self, request: pb.DeleteVersionRequest, context: Context) -> pb.DeleteVersionResponse:
-        name, version = wire.named("name", check_name, request.name), _version(request.version)
+        name, version = conversion.named("name", check_name, request.name), _version(request.version)
         await on_disk(self._repository.delete, name, version)
         if self._departed is not None:
             self._departed.deleted(f"{name}@{version}")

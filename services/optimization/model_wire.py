@@ -1,11 +1,12 @@
 """Between the models' contract and our manifests."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from hone.repository.v1 import models_pb2
 
 from services.chassis.faults import InvalidField
-from services.optimization import wire
+from services.optimization import conversion
 from services.repository.manifest import FileEntry, Format, Manifest, Task, TensorSpec
 
 _TASKS = {
@@ -38,7 +39,7 @@ def task_from(value: "models_pb2.Task.ValueType") -> Task | None:
 def files_from(messages: Sequence[models_pb2.File]) -> list[FileEntry]:
     """Raises InvalidField."""
     return [
-        wire.checked(f"header.files[{index}]", lambda file=file: FileEntry(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256))  # type: ignore[misc]
+        conversion.checked(f"header.files[{index}]", partial(FileEntry, path=file.path, size_bytes=file.size_bytes, sha256=file.sha256))
         for index, file in enumerate(messages)
     ]
 
@@ -57,10 +58,10 @@ def model_message(manifest: Manifest, channels: Mapping[str, int]) -> models_pb2
         outputs=[_tensor_spec(spec) for spec in signature.outputs],
         labels=signature.labels,
         max_tokens=signature.max_tokens,
-        created=wire.timestamp(manifest.created),
+        created=conversion.timestamp(manifest.created),
         parent=manifest.parent,
-        recipe=wire.struct(manifest.recipe),
-        report=wire.struct(manifest.report),
+        recipe=conversion.struct(manifest.recipe),
+        report=conversion.struct(manifest.report),
         channels=[channel for channel, version in channels.items() if version == manifest.version],
     )
 

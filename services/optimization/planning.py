@@ -5,15 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.optimization import folder
-from services.optimization.data import Data, check, check_disjoint, read
+from services.optimization import data as job_data
+from services.optimization.advisor.goal import gates_for
+from services.optimization.advisor.scenarios import Original, check
+from services.optimization.data import Data, check_disjoint, read
+from services.optimization.estimating import Estimator, PlannedStep
 from services.optimization.evaluation.metrics import Metric, metric_of
 from services.optimization.examples import Examples
 from services.optimization.execution import HISTORY, Plan, Teacher
 from services.optimization.failures import NotEnoughData
 from services.optimization.history import History
 from services.optimization.kept import KeptSteps
-from services.optimization.recipe import Kinds, Recipe, default_recipes, parse_parameters, validate_recipes
+from services.optimization.recipe import Kinds, Recipe, default_recipes, validate_recipes
+from services.optimization.settings import OptimizationSettings
 from services.optimization.spec import DataSource, Spec
 from services.optimization.steps import Materials, Steps
 from services.optimization.techniques import Model, find
@@ -33,16 +37,6 @@ class Refused(ValueError):
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}")
         self.field, self.reason = field, reason
-
-
-@dataclass(frozen=True)
-class PlannedStep:
-    technique: str
-    parameters: Mapping[str, Any]
-    source_format: Format
-    target_format: Format
-    seconds: float
-    basis: str
 
 
 @dataclass(frozen=True)
@@ -81,9 +75,19 @@ def resolve(spec: Spec, signature: Signature, repository: Repository) -> Spec:
     if not spec.evaluation:
         raise Refused("evaluation", "must not be empty: nothing is published unmeasured")
     _check_texts(spec)
-    _metric(spec, signature, datasets)
+    metric(spec, signature, repository)
     _check_recipes(spec, signature)
     return spec.model_copy(update=resolved)
+
+
+def check_goal(spec: Spec, size_bytes: int) -> None:
+    """Targets that contradict one another or cannot be met by an original of so many bytes are all told at once. Raises Refused."""
+    if spec.goal is None:
+        return
+    goal = spec.goal
+    faults = check(goal.resolved, goal.preset.objective, Original(size_bytes=size_bytes), has_training=bool(spec.training))
+    if faults:
+        raise Refused(f"goal.targets.{faults[0].field}", "; ".join([str(faults[0]).partition(": ")[2], *map(str, faults[1:])]))
 
 
 def _resolved_teacher(reference: str, signature: Signature, repository: Repository) -> str:
@@ -115,15 +119,17 @@ def _plain(signature: Signature, what: str) -> str:
 def _resolved(source: DataSource, signature: Signature, datasets: Datasets, field: str) -> DataSource:
     try:
         manifest = datasets.resolve(source.dataset).manifest if source.dataset else None
-        check(source, manifest, signature)
+        job_data.check(source, manifest, signature)
     except ValueError as error:  # BadName is one
         raise Refused(field, str(error)) from error
     return source.model_copy(update={"dataset": manifest.reference}) if manifest else source
 
 
-def _metric(spec: Spec, signature: Signature, datasets: Datasets) -> Metric:
+def metric(spec: Spec, signature: Signature, repository: Repository) -> Metric:
+    """That candidates are judged by. Raises Refused, UnknownDataset."""
+    datasets = Datasets(repository.root)
     manifest = datasets.resolve(spec.evaluation.dataset).manifest if spec.evaluation.dataset else None
-    labelled = check(spec.evaluation, manifest, signature) and bool(signature.labels)
+    labelled = job_data.check(spec.evaluation, manifest, signature) and bool(signature.labels)
     try:
         return metric_of(signature.task, spec.metric, labelled=labelled)
     except ValueError as error:
@@ -131,6 +137,10 @@ def _metric(spec: Spec, signature: Signature, datasets: Datasets) -> Metric:
 
 
 def _check_recipes(spec: Spec, signature: Signature) -> None:
+    if spec.goal is not None:
+        if spec.recipes:
+            raise Refused("recipes", "a goal finds its own: name recipes or a goal, not both")
+        return
     recipes = recipes_of(spec, signature)
     if not recipes:
         raise Refused("recipes", f"there are no defaults for a {signature.task} model in the format {signature.format}; name the steps")
@@ -157,7 +167,13 @@ def _check_texts(spec: Spec) -> None:
 
 
 def recipes_of(spec: Spec, signature: Signature) -> tuple[Recipe, ...]:
-    return spec.recipes or default_recipes(signature, kinds_of(spec))
+    """None where a goal is to find them."""
+    return () if spec.goal is not None else spec.recipes or default_recipes(signature, kinds_of(spec))
+
+
+def seconds(spec: Spec, settings: OptimizationSettings) -> float:
+    """That the job may take; 0: as long as it takes."""
+    return spec.budget.seconds or (settings.seconds_per_search if spec.goal is not None else settings.seconds_per_job)
 
 
 def plan(spec: Spec, signature: Signature, repository: Repository, *, threads: int, evaluation_seconds: float) -> Plan:
@@ -170,8 +186,9 @@ def plan(spec: Spec, signature: Signature, repository: Repository, *, threads: i
         training=_data(spec.training, datasets),
         teacher=_teacher(spec, repository),
         metric=spec.metric,
-        gates=spec.gates,
-        objective=spec.objective,
+        goal=spec.goal,
+        gates=gates_for(spec.goal, spec.gates, metric(spec, signature, repository)) if spec.goal else spec.gates,
+        objective=spec.goal.preset.objective if spec.goal else spec.objective,
         seed=spec.seed,
         threads=threads,
         evaluation_seconds=evaluation_seconds,
@@ -192,25 +209,25 @@ def _data(source: DataSource, datasets: Datasets) -> Data:
     return Data(source=source, path=found.path, format=found.manifest.format)
 
 
-def estimate(spec: Spec, original: Model, repository: Repository, kept_steps: Path, evaluation_seconds: float) -> Estimate:
+def estimator(spec: Spec, original: Model, repository: Repository, kept_steps: Path) -> Estimator:
     """Reads the data, so that what does not fit is told now. `spec` is as `resolve` answered it. Raises Refused."""
     datasets = Datasets(repository.root)
     found = {kind: _examples(getattr(spec, kind), datasets, original.signature, kind) for kind in ("evaluation", "calibration", "training")}
     _check_disjoint(found)
     teacher = _teacher(spec, repository)
-    materials = Materials(
-        Model(teacher.folder, teacher.signature) if teacher else original, found["calibration"], found["training"], spec.seed, threads=1
-    )
+    taught_by = Model(teacher.folder, teacher.signature) if teacher else original
+    materials = Materials(taught_by, found["calibration"], found["training"], spec.seed, threads=1)
     history = History(kept_steps / HISTORY)
-    steps = Steps(materials, KeptSteps(kept_steps), history, kept_steps)
-    megabytes = folder.size_bytes(original.folder) / 1e6
+    return Estimator(original, materials, Steps(materials, KeptSteps(kept_steps), history, kept_steps), history, len(found["evaluation"]))
+
+
+def estimate(spec: Spec, original: Model, repository: Repository, kept_steps: Path, evaluation_seconds: float) -> Estimate:
+    """As `estimator`."""
+    found = estimator(spec, original, repository, kept_steps)
     recipes = recipes_of(spec, original.signature)
-    planned = tuple(
-        PlannedRecipe(recipe.name, tuple(_planned(recipe, original, materials, steps, history, megabytes))) for recipe in recipes
-    )
-    examples = len(found["evaluation"])
-    comparing = (len(recipes) + 1) * (_COMPARE_SECONDS_PER_EXAMPLE_AND_MB * examples * megabytes + _FOOTPRINT_SECONDS)
-    return Estimate(planned, evaluation_seconds + comparing, tuple(_warnings(spec, recipes, examples)))
+    planned = tuple(PlannedRecipe(recipe.name, tuple(found.planned(recipe.steps))) for recipe in recipes)
+    each = _COMPARE_SECONDS_PER_EXAMPLE_AND_MB * found.examples * found.megabytes + _FOOTPRINT_SECONDS
+    return Estimate(planned, evaluation_seconds + (len(recipes) + 1) * each, tuple(_warnings(spec, recipes, found.examples)))
 
 
 def _examples(source: DataSource, datasets: Datasets, signature: Signature, field: str) -> Examples:
@@ -226,23 +243,6 @@ def _check_disjoint(found: Mapping[str, Examples]) -> None:
     except NotEnoughData as error:
         field, _, reason = str(error).partition(": ")
         raise Refused(field, reason) from error
-
-
-def _planned(
-    recipe: Recipe, original: Model, materials: Materials, steps: Steps, history: History, megabytes: float
-) -> Iterator[PlannedStep]:
-    model: Model | None = original
-    current = original.signature.format
-    for step in recipe.steps:
-        technique = find(step.technique)
-        parameters = parse_parameters(technique, step, "step")
-        kept = steps.find(model, step) if model else None
-        model = kept[0] if kept else None
-        examples = len(materials.training_for(parameters))
-        seconds, basis = (0.0, "kept") if kept else history.estimate(technique, parameters, megabytes, examples)
-        target = technique.target_of(current)
-        yield PlannedStep(technique.name, parameters.model_dump(mode="json"), current, target, seconds, basis)
-        current = target
 
 
 def _warnings(spec: Spec, recipes: tuple[Recipe, ...], examples: int) -> Iterator[str]:

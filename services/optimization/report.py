@@ -82,3 +82,4 @@ class Report(Frozen):
     environment: Mapping[str, Any] = {}
     metric: Metric = Metric.FIDELITY
     data: Mapping[str, Any] = {}
+    advice: Mapping[str, Any] = {}  # advisor.advice.Advice as plain JSON, where the job had a goal

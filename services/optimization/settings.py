@@ -46,6 +46,9 @@ class OptimizationSettings(ServerSettings):
         0, ge=0, description="Memory of a job that does not say; 0 takes its part of memory_bytes, as of the cores. Past it a job is ended."
     )
     seconds_per_job: float = Field(0, ge=0, description="Time of a job that does not say; 0 lets it run as long as it takes.")
+    seconds_per_search: float = Field(
+        1200, gt=0, description="Time of a job with a goal that does not say; a search without an end has none."
+    )
     overtaking_s: float = Field(
         600, ge=0, description="How long smaller jobs may overtake one that does not fit yet; longer idles less and makes big jobs wait."
     )

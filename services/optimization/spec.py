@@ -5,6 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from services.optimization.advisor.goal import Goal
 from services.optimization.evaluation.metrics import Metric
 from services.optimization.recipe import Gates, Objective, Recipe
 from services.repository.manifest import Frozen
@@ -66,6 +67,7 @@ class Spec(Frozen):
     budget: Budget = Budget()
     seed: int = Field(0, ge=0)
     teacher: str = ""  # empty: the source
+    goal: Goal | None = None  # instead of recipes
 
     @property
     def fingerprint(self) -> str:

@@ -8,7 +8,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from hone.repository.v1 import models_pb2 as pb
 
 from services.chassis.faults import InvalidField
-from services.optimization import wire
+from services.optimization import conversion
 from services.repository.references import DEFAULT_CHANNEL, Reference, check_channel, check_name
 from services.repository.traffic import Guardrails, Plan, Traffic
 
@@ -17,14 +17,14 @@ _BOUNDS = ("max_error_rate", "max_p99_ratio", "min_agreement")
 
 def reference_from(name: str, channel: str) -> Reference:
     """A channel, `stable` where it is empty. Raises InvalidField."""
-    wire.named("name", check_name, name)
-    return Reference(name, channel=wire.named("channel", check_channel, channel or DEFAULT_CHANNEL))
+    conversion.named("name", check_name, name)
+    return Reference(name, channel=conversion.named("channel", check_channel, channel or DEFAULT_CHANNEL))
 
 
 def plan_from(message: pb.Traffic) -> Plan:
     """Raises InvalidField."""
     _refuse_unknown(message, "traffic")
-    return wire.checked("traffic", lambda: Plan.model_validate(_plan(message)))
+    return conversion.checked("traffic", lambda: Plan.model_validate(_plan(message)))
 
 
 def _plan(message: pb.Traffic) -> dict[str, Any]:

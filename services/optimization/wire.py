@@ -1,27 +1,22 @@
-"""Between the job contract's messages and our own values, and what every door converts alike."""
+"""Between the job contract's messages and our own values."""
 
-import json
-from collections.abc import Callable, Mapping
-from datetime import datetime
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from google.protobuf import json_format
-from google.protobuf.struct_pb2 import Struct
-from google.protobuf.timestamp_pb2 import Timestamp
 from hone.optimization.v1 import jobs_pb2 as pb
-from pydantic import ValidationError
 
 from services.chassis.faults import InvalidField
+from services.optimization import goal_wire
+from services.optimization.conversion import checked, struct, timestamp
+from services.optimization.estimating import PlannedStep
 from services.optimization.evaluation.metrics import Metric
 from services.optimization.jobs.job import Event, Job, State
-from services.optimization.planning import Estimate, PlannedStep
+from services.optimization.planning import Estimate
 from services.optimization.recipe import Gates, Objective
 from services.optimization.report import Candidate, Interval, Measurement, Quality, Report
 from services.optimization.spec import Budget, DataSource, Spec
 from services.optimization.techniques import Technique
-from services.repository.references import BadName
-
-T = TypeVar("T")
 
 _OBJECTIVES = {pb.OBJECTIVE_UNSPECIFIED: Objective.THROUGHPUT, pb.OBJECTIVE_THROUGHPUT: Objective.THROUGHPUT} | {
     pb.OBJECTIVE_LATENCY: Objective.LATENCY,
@@ -37,33 +32,13 @@ _METRICS = {number: metric for metric, number in _METRIC_NUMBERS.items()}
 DATA_KINDS = ("evaluation", "calibration", "training")
 
 
-def checked(prefix: str, make: Callable[[], T]) -> T:
-    """`make()`, its first fault as InvalidField with the path of the field in the request."""
-    try:
-        return make()
-    except ValidationError as error:
-        fault = error.errors()[0]
-        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
-        raise InvalidField(f"{prefix}{path}", str(fault["msg"])) from error
-
-
-def named(field: str, check: Callable[[str], T], value: str) -> T:
-    """`check(value)`, its BadName as InvalidField with the path of the field in the request."""
-    try:
-        return check(value)
-    except BadName as error:
-        raise InvalidField(field, str(error)) from error
-
-
-# Jobs
-
-
 def spec_from(message: pb.JobSpec) -> Spec:
     """Raises InvalidField."""
     if message.objective not in _OBJECTIVES:
         raise InvalidField("spec.objective", f"{message.objective} is not an objective")
     if message.metric not in _METRICS:
         raise InvalidField("spec.metric", f"{message.metric} is not a metric")
+    goal = goal_wire.goal_from(message.goal, "spec.goal") if message.HasField("goal") else None
     recipes = [
         {"name": recipe.name, "steps": [_step(step, f"spec.recipes[{i}].steps[{j}]") for j, step in enumerate(recipe.steps)]}
         for i, recipe in enumerate(message.recipes)
@@ -82,6 +57,7 @@ def spec_from(message: pb.JobSpec) -> Spec:
                 "publish": {"name": message.publish.name, "channels": tuple(message.publish.channels)},
                 "seed": message.seed,
                 "teacher": message.teacher,
+                "goal": goal,
             }
         ),
     )
@@ -160,6 +136,7 @@ def _spec_message(spec: Spec, *, brief: bool) -> pb.JobSpec:
         publish=pb.Publication(name=spec.publish.name, channels=spec.publish.channels),
         seed=spec.seed,
         teacher=spec.teacher,
+        goal=goal_wire.goal_message(spec.goal) if spec.goal else None,
     )
 
 
@@ -267,18 +244,3 @@ def _planned_step(step: PlannedStep) -> pb.PlannedStep:
         estimated_seconds=step.seconds,
         basis=step.basis,
     )
-
-
-def struct(content: Mapping[str, Any]) -> Struct:
-    """Plain JSON as a Struct."""
-    message = Struct()
-    json_format.Parse(json.dumps(content, default=str), message)
-    return message
-
-
-def timestamp(moment: datetime | None) -> Timestamp | None:
-    if moment is None:
-        return None
-    message = Timestamp()
-    message.FromDatetime(moment)
-    return message

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from hone.optimization.v1 import jobs_pb2_grpc
+from hone.optimization.v1 import advisor_pb2_grpc, jobs_pb2_grpc
 from hone.repository.v1 import models_pb2_grpc
 
 from services.chassis.server import Server
+from services.optimization.advisor_servicer import AdvisorServicer
 from services.optimization.errors import ERRORS
 from services.optimization.job_servicer import JobServicer
 from services.optimization.jobs.runner import Runner
@@ -32,6 +33,7 @@ class Doors:
 
     jobs: "jobs_pb2_grpc.JobServiceAsyncStub"
     models: "models_pb2_grpc.ModelServiceAsyncStub"
+    advisor: "advisor_pb2_grpc.AdvisorServiceAsyncStub"
     repository: Repository
     store: JobStore
     job_servicer: JobServicer
@@ -52,8 +54,9 @@ async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
     server = Server(settings, ERRORS)
     uploads = Uploads(repository.root / "uploads", UploadLimits(MAX_UPLOAD_BYTES))
     jobs_pb2_grpc.add_JobServiceServicer_to_server(servicer, server.grpc)
+    advisor_pb2_grpc.add_AdvisorServiceServicer_to_server(AdvisorServicer(servicer, store), server.grpc)
     models_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(repository, uploads), server.grpc)
     async with server.running([]), grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         jobs, models = jobs_pb2_grpc.JobServiceStub(channel), models_pb2_grpc.ModelServiceStub(channel)
-        yield Doors(jobs, models, repository, store, servicer)
+        yield Doors(jobs, models, advisor_pb2_grpc.AdvisorServiceStub(channel), repository, store, servicer)
     store.close()

@@ -12,6 +12,7 @@ import grpc
 from numpy.typing import NDArray
 
 from hone import cached, channel, folders, results, specs
+from hone.aio_advisor import Advisor
 from hone.aio_datasets import Datasets
 from hone.cache.v1 import cache_pb2, cache_pb2_grpc
 from hone.client import NOT_YET, PASSING, POLL_S, WATCH_TIMEOUT_S
@@ -46,6 +47,7 @@ class Client:
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channels[targets.inference])
         self.models = Models(self._channels[targets.optimization], timeout)
         self.datasets = Datasets(self._channels[targets.optimization], timeout)
+        self.advisor = Advisor(self._channels[targets.optimization], timeout)
         self.jobs = Jobs(self._channels[targets.optimization], timeout)
         self.cache = CacheClient(targets.cache, connection=self._channels[targets.cache], timeout=timeout)
 

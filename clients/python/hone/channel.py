@@ -17,6 +17,7 @@ LOCAL = MappingProxyType({"optimization": "127.0.0.1:7001", "inference": "127.0.
 SAFE: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "hone.inference.v1.InferenceService": ("Embed", "Classify", "Predict", "ListModels", "LoadModel", "GetStatistics", "GetExperiment"),
+        "hone.optimization.v1.AdvisorService": ("Recommend", "PlanRecommendation", "GetRecommendation", "EstimateWorth", "ListScenarios"),
         "hone.optimization.v1.JobService": ("CreateJob", "GetJob", "ListJobs", "CancelJob", "ListTechniques"),
         "hone.repository.v1.DatasetService": ("GetUpload", "GetDataset", "ListDatasets", "PreviewDataset"),
         "hone.repository.v1.ModelService": (

@@ -11,6 +11,7 @@ import grpc
 from numpy.typing import NDArray
 
 from hone import cached, channel, folders, results, specs
+from hone.advisor import Advisor
 from hone.cache.v1 import cache_pb2, cache_pb2_grpc
 from hone.datasets import Datasets
 from hone.inference.v1 import inference_pb2, inference_pb2_grpc
@@ -53,6 +54,7 @@ class Client:
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channels[targets.inference])
         self.models = Models(self._channels[targets.optimization], timeout)
         self.datasets = Datasets(self._channels[targets.optimization], timeout)
+        self.advisor = Advisor(self._channels[targets.optimization], timeout)
         self.jobs = Jobs(self._channels[targets.optimization], timeout)
         self.cache = Cache(self._channels[targets.cache], timeout)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from hone.inference.v1 import inference_pb2
+from hone.optimization.v1 import goals_pb2
 from hone.optimization.v1 import jobs_pb2 as pb
 from hone.repository.v1 import models_pb2
 
@@ -30,6 +31,7 @@ def job_spec(
     publish_as: str = "",
     channels: Sequence[str] = (),
     teacher: str = "",
+    goal: goals_pb2.Goal | None = None,
     budget_seconds: float = 0,
     cores: int = 0,
     memory_bytes: int = 0,
@@ -53,6 +55,43 @@ def job_spec(
         budget=pb.Budget(seconds=budget_seconds, cores=cores, memory_bytes=memory_bytes),
         seed=seed,
         teacher=teacher,
+        goal=goal,
+    )
+
+
+def goal(
+    scenario: str = "throughput",
+    *,
+    max_loss: float | None = None,
+    min_speedup: float | None = None,
+    min_served_speedup: float | None = None,
+    max_size_bytes: int | None = None,
+    max_memory_bytes: int | None = None,
+    max_p99_ms: float | None = None,
+    at_rows_per_second: float | None = None,
+    traffic: goals_pb2.Traffic | None = None,
+    economics: goals_pb2.Economics | None = None,
+    precisions_only: bool = False,
+) -> goals_pb2.Goal:
+    """What `job_spec(goal=…)` is to reach instead of naming recipes: `latency`, `throughput` or `resource`, and what wins over its presets.
+
+    Raises ValueError for an unknown scenario.
+    """
+    targets = goals_pb2.Targets(
+        max_loss=max_loss,
+        min_speedup=min_speedup,
+        min_served_speedup=min_served_speedup,
+        max_size_bytes=max_size_bytes,
+        max_memory_bytes=max_memory_bytes,
+        max_p99_ms=max_p99_ms,
+        at_rows_per_second=at_rows_per_second,
+    )
+    return goals_pb2.Goal(
+        scenario=goals_pb2.Scenario.Value(f"SCENARIO_{scenario.upper()}"),
+        targets=targets,
+        traffic=traffic,
+        economics=economics,
+        precisions_only=precisions_only,
     )
 
 

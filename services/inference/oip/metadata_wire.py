@@ -50,7 +50,7 @@ def model_config(name: str, served: ServedVersion, settings: InferenceSettings) 
         dynamic_batching=_dynamic_batching(settings),
         parameters={key: model_config_pb2.ModelParameter(string_value=value) for key, value in _properties(signature).items()},
         model_transaction_policy=model_config_pb2.ModelTransactionPolicy(decoupled=False),
-        response_cache=model_config_pb2.ModelResponseCache(enable=bool(settings.answers_bytes or settings.cache)),
+        response_cache=model_config_pb2.ModelResponseCache(enable=served.remembers and bool(settings.answers_bytes or settings.cache)),
     )
 
 

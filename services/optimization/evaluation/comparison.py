@@ -1,10 +1,13 @@
 """Candidates beside their original: same inputs, same machine, same run."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Self
+
+import numpy as np
 
 from services import backends
 from services.optimization import folder
@@ -21,6 +24,7 @@ from services.optimization.rows import Batch, Rows, TextRows, prepare
 from services.optimization.techniques import Model
 from services.repository.manifest import Task
 
+_TIMED_ROWS, _TIMED_BATCH = 128, 32  # of a rough measurement
 _CHARACTERS_PER_TOKEN = 40  # ample, so that a row is as long as its workload says
 
 
@@ -111,7 +115,7 @@ class Comparison:
         try:
             check_reference(original.signature.task, self._reference)
         except OptimizationFailure:
-            self._release("")
+            self.release("")
             raise
 
     def _build(self, examples: Examples) -> tuple[tuple[latency.Workload, ...], list[Batch]]:
@@ -136,6 +140,20 @@ class Comparison:
         self._loaded[name] = (model, backend)
         return found
 
+    @property
+    def original_bytes(self) -> int:
+        return folder.size_bytes(self._original.folder)
+
+    def row_seconds(self) -> float:
+        """Of the original's answer to one of the examples, in batches of those like it in length; roughly, from a few of them."""
+        model, backend = self._loaded[""]
+        order = np.argsort(self._rows.lengths, kind="stable")[:: max(1, len(self._rows) // _TIMED_ROWS)][:_TIMED_ROWS]
+        parts = [self._rows.batch(list(order[start : start + _TIMED_BATCH])) for start in range(0, len(order), _TIMED_BATCH)]
+        begun = time.perf_counter()
+        for batch in parts:
+            _run(model, backend, batch)()
+        return (time.perf_counter() - begun) / len(order)
+
     def admit(self, name: str, candidate: Model) -> Compared:
         """Loads a candidate and compares its answers.
 
@@ -146,7 +164,7 @@ class Comparison:
         except backends.BackendError as error:
             raise Toolchain(f"the optimized model does not run: {error}") from error
         if found.vectors is not None and self._reference.vectors is not None and found.vectors.shape != self._reference.vectors.shape:
-            self._release(name)
+            self.release(name)
             widths = f"{found.vectors.shape[1]} values where the original answers {self._reference.vectors.shape[1]}"
             raise UnsupportedOperator(f"the optimized model answers {widths}: it cannot stand in for it")
         task = self._original.signature.task
@@ -181,9 +199,10 @@ class Comparison:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for name in list(self._loaded):
-            self._release(name)
+            self.release(name)
 
-    def _release(self, name: str) -> None:
+    def release(self, name: str) -> None:
+        """Unloads an admitted model: it takes part in nothing any more."""
         _, backend = self._loaded.pop(name)
         backend.close()
 

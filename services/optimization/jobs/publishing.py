@@ -1,6 +1,7 @@
 """From an accepted candidate to a sealed version."""
 
 import shutil
+from typing import Any
 
 from services.optimization.jobs.job import Job
 from services.optimization.jobs.worker import Outcome
@@ -39,7 +40,9 @@ def _seal(repository: Repository, name: str, job: Job, outcome: Outcome) -> Mani
     if outcome.report is None or outcome.chosen_folder is None or outcome.chosen_signature is None:
         raise ValueError("nothing was chosen")
     chosen = next(candidate for candidate in outcome.report.candidates if candidate.name == outcome.report.chosen)
-    recipe = {"name": chosen.name, "steps": [step.model_dump(mode="json") for step in chosen.steps]}
+    recipe: dict[str, Any] = {"name": chosen.name, "steps": [step.model_dump(mode="json") for step in chosen.steps]}
+    if outcome.serving:
+        recipe["serving"] = dict(outcome.serving)
     report = outcome.report.model_dump(mode="json")
     with repository.staging() as staged:
         shutil.copytree(outcome.chosen_folder, staged, dirs_exist_ok=True)

@@ -17,7 +17,7 @@ from services.optimization.jobs.journal import Journal
 from services.optimization.jobs.publishing import publish, published
 from services.optimization.jobs.scheduling import Share
 from services.optimization.jobs.store import JobStore, LeaseLost
-from services.optimization.jobs.worker import CHOSEN, RESULT, TASK, Outcome, Task
+from services.optimization.jobs.worker import CHOSEN, RESULT, SO_FAR, TASK, Outcome, Task
 from services.optimization.jobs.worker_process import Failure, Limits, WorkerProcess
 from services.optimization.kept import KeptSteps
 from services.optimization.remembered import namespace_of
@@ -133,6 +133,7 @@ class JobRun:
             scratch=folder / "scratch",
             kept_steps=room.kept_steps,
             chosen=folder / CHOSEN,
+            so_far=folder / SO_FAR,
             cores=self.share.cores,
             nice=room.settings.job_nice,
             deadline_seconds=self._seconds(spec),
@@ -144,7 +145,7 @@ class JobRun:
         (folder / TASK).write_text(task.model_dump_json())
 
     def _seconds(self, spec: Spec) -> float:
-        return spec.budget.seconds or self._room.settings.seconds_per_job
+        return planning.seconds(spec, self._room.settings)
 
     async def _work(self) -> Failure | None:
         """Why the worker failed, None where it left a result or was told to end."""
@@ -196,7 +197,7 @@ class JobRun:
 
     async def _fail(self, failure: Failure) -> None:
         log.warning("job failed", job=self.job.id, failure_class=failure.failure_class.value, message=failure.message)
-        result = Result(failure.failure_class.value, failure.message)
+        result = Result(failure.failure_class.value, failure.message, await asyncio.to_thread(self._so_far))
         try:
             await self._room.journal.move(self.job.id, State.FAILED, failure.message, result, self._lease)
         except LeaseLost as error:
@@ -204,7 +205,13 @@ class JobRun:
 
     async def _settle_cancelled(self) -> None:
         with suppress(LeaseLost, IllegalTransition):
-            await self._room.journal.move(self.job.id, State.CANCELLED, "cancelled", None, self._lease)
+            result = Result(report=await asyncio.to_thread(self._so_far))
+            await self._room.journal.move(self.job.id, State.CANCELLED, "cancelled", result, self._lease)
+
+    def _so_far(self) -> str:
+        """What a search had found when the job was cut short; empty where there is nothing."""
+        path = self._folder / SO_FAR
+        return path.read_text() if path.exists() else ""
 
     async def _leave(self) -> None:
         await asyncio.to_thread(self._tidy)

@@ -19,7 +19,7 @@ class DistillParameters(Parameters):
     intermediate_size: int | None = Field(None, ge=1, le=1 << 20, description="feed-forward neurons of each layer")
     layer_choice: Literal["spread", "first", "last"] = Field("spread", description="which layers of the source the student starts from")
     init: Literal["teacher", "random"] = Field("teacher", description="start from the source's weights, the most important ones, or anew")
-    training: TrainingParameters = TrainingParameters()
+    training: TrainingParameters | None = Field(TrainingParameters(), description="null: none; its speed and size are shown so")
     losses: LossParameters = LossParameters()
 
     @model_validator(mode="after")
@@ -29,7 +29,7 @@ class DistillParameters(Parameters):
         return self
 
     def uses_training(self) -> bool:
-        return True
+        return self.training is not None
 
 
 def _apply(context: Context) -> Outcome:
@@ -46,10 +46,11 @@ def _apply(context: Context) -> Outcome:
         raise BadModel(str(error)) from error
     context.progress(0.0, "initialising the student")
     made = students.make(student, context.signature, parameters, context.seed, is_pruned=shapes.has_shapes(context.source))
-    fitted = fit(student, context, parameters.training, parameters.losses, stage="distill", share=(0.02, 0.97))
+    if parameters.training is not None:
+        made |= fit(student, context, parameters.training, parameters.losses, stage="distill", share=(0.02, 0.97)).notes()
     context.progress(0.97, "writing the student")
     saving.save(student, context.source, context.target, context.signature)
-    return Outcome(context.signature, made | fitted.notes())
+    return Outcome(context.signature, made)
 
 
 TECHNIQUE = Technique(

@@ -6,13 +6,13 @@ from typing import Annotated
 import grpc
 import typer
 
-from hone.cli import cache, data, inference, jobs, models, top, traffic
+from hone.cli import advise, cache, data, inference, jobs, models, top, traffic
 from hone.cli.connection import Connection
 
 app = typer.Typer(
     help="Push models, optimize them, call what is served.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
 )
-for module in (models, jobs, inference, top):
+for module in (models, jobs, advise, inference, top):
     module.register(app)
 app.add_typer(jobs.app, name="jobs", help="Optimization jobs.")
 app.add_typer(data.app, name="data", help="Datasets.")

@@ -61,9 +61,9 @@ def optimize(
     spec = job_spec(
         source,
         recipes=_recipes(recipe or (), recipes),
-        evaluation=_data(evaluation, label_column),
-        calibration=_data(calibration, label_column),
-        training=_data(training, label_column),
+        evaluation=data(evaluation, label_column),
+        calibration=data(calibration, label_column),
+        training=data(training, label_column),
         metric=metric,
         min_fidelity=min_fidelity,
         max_loss=max_loss,
@@ -87,7 +87,7 @@ def optimize(
             show.console.print(job.id)
             return
         follow(hone, job.id)
-        _conclude(hone.jobs.get(job.id))
+        conclude(hone.jobs.get(job.id))
 
 
 @app.command("ls")
@@ -102,7 +102,7 @@ def watch(context: typer.Context, job: str) -> None:
     """Show a job's progress until it ends."""
     with client(context) as hone:
         follow(hone, job)
-        _conclude(hone.jobs.get(job))
+        conclude(hone.jobs.get(job))
 
 
 @app.command()
@@ -124,7 +124,7 @@ def report(
             html.write_text(hone.jobs.report_page(job), encoding="utf-8")
             show.console.print(f"written to {html}", highlight=False)
             return
-        _conclude(hone.jobs.get(job))
+        conclude(hone.jobs.get(job))
 
 
 def techniques(context: typer.Context) -> None:
@@ -149,7 +149,7 @@ def follow(hone: Client, job_id: str) -> None:
                 bar.console.print(f"[dim]{escape(event.message)}[/]", highlight=False)
 
 
-def _conclude(job: jobs_pb2.Job) -> None:
+def conclude(job: jobs_pb2.Job) -> None:
     """Prints the report and the verdict; status 1 for a job that published nothing."""
     if job.HasField("report"):
         show.console.print(show.report(job.report))
@@ -180,7 +180,7 @@ def _step(told: object, place: str) -> StepLike:
     raise ValueError(f'{place}: must be "TECHNIQUE" or ["TECHNIQUE", {{"PARAMETER": …}}]')
 
 
-def _data(told: str, label_column: str) -> jobs_pb2.Data | None:
+def data(told: str, label_column: str) -> jobs_pb2.Data | None:
     """A file of texts when there is one of that name, else a dataset's reference. Raises ValueError for a file that is a dataset."""
     if not told:
         return None

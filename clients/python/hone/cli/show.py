@@ -69,8 +69,8 @@ def report(found: jobs_pb2.Report) -> Table:
         ("size", *map(_size, measured)),
         ("memory", *(megabytes(m.memory_bytes) if m.memory_bytes else "" for m in measured)),
         *(_quality_row(number, found.candidates) for number in dict.fromkeys(q.metric for c in found.candidates for q in c.qualities)),
-        ("fidelity,\n95 % interval", *("1" if c is None else _interval(c.fidelity, 4) if c.HasField("fidelity") else "" for c in compared)),
-        ("speed-up,\n95 % interval", *("1" if c is None else _interval(c.speedup, 2) if c.HasField("speedup") else "" for c in compared)),
+        ("fidelity,\n95 % interval", *("1" if c is None else interval(c.fidelity, 4) if c.HasField("fidelity") else "" for c in compared)),
+        ("speed-up,\n95 % interval", *("1" if c is None else interval(c.speedup, 2) if c.HasField("speedup") else "" for c in compared)),
         ("verdict", *("" if c is None else VERDICTS.get(c.verdict, "") for c in compared)),
     ]
     for index, workload in enumerate(found.original.workloads):
@@ -118,7 +118,7 @@ def _speed(measurement: jobs_pb2.Measurement, index: int) -> str:
     return f"{workload.p50_ms:.1f} / {workload.p99_ms:.1f}\n{workload.rows_per_second:.0f}/s"
 
 
-def _interval(interval: jobs_pb2.Interval, digits: int) -> str:
+def interval(interval: jobs_pb2.Interval, digits: int) -> str:
     return f"{interval.estimate:.{digits}f}\n{interval.low:.{digits}f}–{interval.high:.{digits}f}"
 
 

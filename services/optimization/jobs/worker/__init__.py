@@ -6,21 +6,26 @@ import shutil
 import signal
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
-from services.optimization.execution import Execution, Plan, Progress, execute
+from services.optimization import folder
+from services.optimization.advisor.advice import Advice
+from services.optimization.environment import describe
+from services.optimization.execution import Execution, Plan, execute
 from services.optimization.failures import FailureClass, OptimizationFailure
 from services.optimization.jobs.exhaustion import disk_is_full, memory_is_full
+from services.optimization.making import Progress
 from services.optimization.remembered import Remembered
 from services.optimization.remembered.link import Link
-from services.optimization.report import Report
+from services.optimization.report import Measurement, Report
 from services.repository.manifest import Frozen, Signature
 
-TASK, RESULT, CHOSEN = "task.json", "result.json", "chosen"
+TASK, RESULT, CHOSEN, SO_FAR = "task.json", "result.json", "chosen", "so_far.json"
 DISK_FULL = os.EX_IOERR  # exit status: a result that says so could not be written either
 _PR_SET_PDEATHSIG = 1
 
@@ -34,6 +39,7 @@ class Task(Frozen):
     scratch: Path
     kept_steps: Path
     chosen: Path
+    so_far: Path
     cores: tuple[int, ...]
     nice: int
     deadline_seconds: float = Field(0, ge=0, description="from the worker's start; 0 for none")
@@ -49,6 +55,7 @@ class Outcome(Frozen):
     report: Report | None = None
     chosen_folder: Path | None = None
     chosen_signature: Signature | None = None
+    serving: Mapping[str, Any] = {}
     failure_class: FailureClass | None = None
     failure_message: str = ""
 
@@ -67,6 +74,7 @@ def perform(task: Task, progress: Progress, link: Link) -> Outcome:
             deadline,
             Remembered(link, task.cache_namespace),
             Remembered(link, task.teacher_namespace),
+            lambda advice: _note(task, advice),
         )
         return _outcome(execution, task.chosen)
     except Exception as error:
@@ -80,12 +88,23 @@ def perform(task: Task, progress: Progress, link: Link) -> Outcome:
         raise
 
 
+def _note(task: Task, advice: Advice) -> None:
+    """A report of what a search knows so far, for a job that does not come to its end."""
+    size_bytes = folder.size_bytes(task.original)
+    report = Report(
+        original=Measurement(size_bytes=size_bytes), environment=describe(task.plan.threads), advice=advice.model_dump(mode="json")
+    )
+    staged = task.so_far.with_suffix(".part")
+    staged.write_text(report.model_dump_json())
+    staged.replace(task.so_far)
+
+
 def _outcome(execution: Execution, chosen: Path) -> Outcome:
     """With the chosen model at a place of the job's own: another job's tidying may remove the kept step as soon as this process ends."""
     if execution.chosen_folder is None:
         return Outcome(report=execution.report)
     shutil.copytree(execution.chosen_folder, chosen, copy_function=_link)
-    return Outcome(report=execution.report, chosen_folder=chosen, chosen_signature=execution.chosen_signature)
+    return Outcome(report=execution.report, chosen_folder=chosen, chosen_signature=execution.chosen_signature, serving=execution.serving)
 
 
 def _link(source: str, target: str) -> None:

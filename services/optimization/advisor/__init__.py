@@ -1,0 +1,1 @@
+"""From a goal to the recipe that meets it, measured, and what that is worth."""

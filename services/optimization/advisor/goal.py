@@ -1,0 +1,52 @@
+"""What a job is asked to reach, where it is given no recipes."""
+
+from services.optimization.advisor.economics import Economics
+from services.optimization.advisor.scenarios import PRESETS, Preset, Scenario, Targets, resolve
+from services.optimization.advisor.search import Wanted
+from services.optimization.advisor.serving.traffic import Traffic
+from services.optimization.evaluation.metrics import Metric
+from services.optimization.recipe import Gates, Objective
+from services.repository.manifest import Frozen
+
+
+class Goal(Frozen):
+    """A scenario, and what wins over it. No economics: nothing is priced."""
+
+    scenario: Scenario = Scenario.THROUGHPUT
+    targets: Targets = Targets()
+    traffic: Traffic = Traffic()
+    economics: Economics | None = None
+    precisions_only: bool = False
+
+    @property
+    def preset(self) -> Preset:
+        return PRESETS[self.scenario]
+
+    @property
+    def resolved(self) -> Targets:
+        return resolve(self.preset, self.targets)
+
+
+def wanted(goal: Goal, size_bytes: int, gates: Gates) -> Wanted:
+    """The goal as the search takes it, for an original of so many bytes; `gates` are those `for_metric`, which hold the loss."""
+    targets = goal.resolved
+    speedup = max((found for found in (targets.min_speedup, targets.min_served_speedup) if found), default=None)
+    size_ratio = size_bytes / targets.max_size_bytes if targets.max_size_bytes else None
+    loss = gates.max_loss if gates.max_loss is not None else 1 - (gates.min_fidelity or 0)
+    return Wanted(loss, speedup, size_ratio)
+
+
+def gates_for(goal: Goal, gates: Gates, metric: Metric) -> Gates:
+    """What a candidate is held to in the end: an explicit target is a gate, and what misses it is not published.
+
+    What `gates` tell themselves stays.
+    """
+    targets = goal.resolved
+    told: dict[str, float] = {}
+    if targets.max_loss is not None and metric is Metric.FIDELITY and gates.min_fidelity is None:
+        told["min_fidelity"] = max(1e-9, 1 - targets.max_loss)
+    if targets.max_loss is not None and metric is not Metric.FIDELITY and gates.max_loss is None:
+        told["max_loss"] = targets.max_loss
+    if targets.min_speedup is not None and goal.preset.objective is not Objective.SIZE:
+        told["min_gain"] = max(gates.min_gain, targets.min_speedup)
+    return gates.model_copy(update=told)

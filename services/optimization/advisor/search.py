@@ -1,0 +1,187 @@
+"""Which recipe to try next, on the way from a goal to the first recipe that meets it. No model, no clock, no file."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from services.optimization.advisor.guess import Guess, Loss, Prior
+from services.optimization.advisor.rung import Rung, Trial
+
+MEASURED_SPREAD = 0.05  # of the logarithm of a speed-up that was measured in a short run
+HOPELESS = 0.02  # chance below which a recipe is not worth any time
+BETTER = 1.05  # without a target, what is worth going on for
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a recipe has to reach beside the original; None is not asked for. `max_loss` is in units of the metric."""
+
+    max_loss: float
+    speedup: float | None = None
+    size_ratio: float | None = None
+
+    def is_met_by(self, trial: Trial) -> bool:
+        """By the better bound of what was measured: the final run judges by the worse one."""
+        if not trial.accepted or trial.speedup is None:
+            return False
+        fast = self.speedup is None or trial.speedup.estimate >= self.speedup
+        return fast and (self.size_ratio is None or trial.size_ratio >= self.size_ratio)
+
+    @property
+    def has_target(self) -> bool:
+        return self.speedup is not None or self.size_ratio is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why there is no next one."""
+
+    reason: str
+    is_reached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What is expected of a rung now, and the chance that it meets the goal, per second of its cost."""
+
+    rung: Rung
+    speedup: Guess
+    size_ratio: Guess
+    loss: Loss
+    chance: float
+    seconds: float
+    basis: str  # of what is expected
+
+    @property
+    def index(self) -> float:
+        return self.chance / max(self.seconds, 1e-9)
+
+
+class Search:
+    """Tries first what has the highest chance for each second that it costs.
+
+    Among things of which any may succeed, each with a chance and a cost of its own, that order finds the first success at the
+    lowest expected cost (the classical result for searching boxes one by one). Chances are of priors at first: the published rule
+    of thumb, or what earlier jobs measured on this machine. Each trial replaces guesses by measurements, for the recipe and for
+    those built upon it. A prior never accepts or rejects anything: it says what is tried first, and what is not worth its time.
+    """
+
+    def __init__(self, rungs: Sequence[Rung], wanted: Wanted, priors: Mapping[str, Prior], *, exhaustive: bool = False) -> None:
+        """`priors` by part; every part of every rung has one. `exhaustive` tries all, whatever is met or hopeless, while there is time."""
+        self.wanted = wanted
+        self.trials: list[Trial] = []
+        self._exhaustive = exhaustive
+        self._rungs = {rung.name: rung for rung in rungs}
+        self._priors = priors
+
+    def learn(self, trial: Trial) -> None:
+        self.trials.append(trial)
+
+    def want_more(self, speedup: float) -> None:
+        """What met the target turned out not to: so much is wanted from now on."""
+        self.wanted = replace(self.wanted, speedup=speedup)
+
+    @property
+    def left(self) -> tuple[Rung, ...]:
+        """Neither tried nor pointless by now."""
+        tried = {trial.rung.name for trial in self.trials}
+        return tuple(rung for rung in self._rungs.values() if rung.name not in tried)
+
+    def outlooks(self) -> list[Outlook]:
+        """Of all that is left to be judged whole, the best first; a shape comes with what it is the shape of."""
+        found = [self._outlook(rung) for rung in self.left if not rung.is_shape]
+        return sorted(found, key=lambda outlook: outlook.index, reverse=True)
+
+    def next(self, seconds_left: float) -> Rung | Stop:
+        """The rung to try now, or why none is."""
+        is_met = self.wanted.has_target and any(self.wanted.is_met_by(trial) for trial in self.trials)
+        if is_met and not self._exhaustive:
+            return Stop("the target is met", is_reached=True)
+        outlooks = self.outlooks()
+        if not outlooks:
+            return Stop("everything was tried", is_met)
+        hopeful = [outlook for outlook in outlooks if outlook.chance >= HOPELESS or self._exhaustive]
+        if not hopeful:
+            return Stop("nothing that is left is likely to meet the target" if self.wanted.has_target else "nothing better is likely")
+        affordable = [outlook for outlook in hopeful if outlook.seconds <= seconds_left]
+        if not affordable:
+            return Stop(f"the time that is left, {seconds_left:.0f} s, is too short for what is left to try", is_met)
+        return self._first_of(affordable[0].rung)
+
+    def _first_of(self, rung: Rung) -> Rung:
+        """Its shape where that was not measured yet: it costs seconds, and tells the speed that training cannot change."""
+        shape = self._rungs.get(rung.shape)
+        return shape if shape is not None and self._trial(shape.name) is None else rung
+
+    def _trial(self, name: str) -> Trial | None:
+        return next((trial for trial in self.trials if trial.rung.name == name), None)
+
+    def _outlook(self, rung: Rung) -> Outlook:
+        speedup, size_ratio, loss = self._expected(rung)
+        chance = self._chance(speedup, size_ratio, loss) if self._can_be_made(rung) else 0.0
+        shape = self._rungs.get(rung.shape)
+        extra = shape.seconds if shape is not None and self._trial(shape.name) is None else 0.0
+        return Outlook(rung, speedup, size_ratio, loss, chance, rung.seconds + extra, self._basis(rung))
+
+    def _basis(self, rung: Rung) -> str:
+        fast = self._closest(rung, lambda trial: trial.speedup is not None)
+        told = [self._priors[part].basis for part in _missing(rung, fast)]
+        return ", ".join(dict.fromkeys([*(["measured"] if fast is not None else []), *told]))
+
+    def _chance(self, speedup: Guess, size_ratio: Guess, loss: Loss) -> float:
+        fast, small = self._bounds()
+        return speedup.chance_of(fast) * size_ratio.chance_of(small) * loss.chance_within(self.wanted.max_loss)
+
+    def _bounds(self) -> tuple[float, float]:
+        """Speed-up and size ratio to reach: the target, or, where there is none, more than the best so far."""
+        if self.wanted.has_target:
+            return self.wanted.speedup or 0.0, self.wanted.size_ratio or 0.0
+        best = max((trial.speedup.estimate for trial in self.trials if trial.accepted and trial.speedup), default=1.0)
+        return best * BETTER, 0.0
+
+    def _can_be_made(self, rung: Rung) -> bool:
+        """Not what is built upon a failure: the same steps would fail again."""
+        failed = [trial.rung.steps for trial in self.trials if not trial.is_feasible]
+        return not any(rung.steps[: len(steps)] == steps for steps in failed)
+
+    def _expected(self, rung: Rung) -> tuple[Guess, Guess, Loss]:
+        """Measured for as many of its parts as were, together; the other parts by their priors."""
+        fast = self._closest(rung, lambda trial: trial.speedup is not None)
+        good = self._closest(rung, lambda trial: trial.loss is not None)
+        speedup, size_ratio, loss = Guess(1.0, 0.0), Guess(1.0, 0.0), Loss(0.0)
+        if fast is not None and fast.speedup is not None:
+            speedup, size_ratio = Guess(fast.speedup.estimate, MEASURED_SPREAD), Guess(fast.size_ratio, 0.0)
+        for part in _missing(rung, fast):
+            speedup, size_ratio = speedup * self._priors[part].speedup, size_ratio * self._priors[part].size_ratio
+        if good is not None and good.loss is not None:
+            loss = Loss(max(0.0, good.loss.estimate))
+        for part in _missing(rung, good):
+            loss = loss + self._priors[part].loss
+        return speedup, size_ratio, loss
+
+    def _closest(self, rung: Rung, told: Callable[[Trial], bool]) -> Trial | None:
+        """The trial of the most of its parts, that has what is asked for."""
+        known = [trial for trial in self.trials if told(trial) and set(trial.rung.parts) <= set(rung.parts)]
+        return max(known, key=lambda trial: len(trial.rung.parts), default=None)
+
+
+def _missing(rung: Rung, trial: Trial | None) -> Iterator[str]:
+    known = trial.rung.parts if trial is not None else ()
+    return (part for part in rung.parts if part not in known)
+
+
+def front(trials: Sequence[Trial]) -> list[Trial]:
+    """Of the accepted, those that no other one beats in speed, size and loss together."""
+    accepted = [trial for trial in trials if trial.accepted and trial.speedup is not None]
+    return [trial for trial in accepted if not any(_beats(other, trial) for other in accepted)]
+
+
+def _beats(one: Trial, other: Trial) -> bool:
+    ones, others = _merits(one), _merits(other)
+    return ones != others and all(mine >= theirs for mine, theirs in zip(ones, others, strict=True))
+
+
+def _merits(trial: Trial) -> tuple[float, float, float]:
+    """Higher is better, each of them."""
+    speed = trial.speedup.estimate if trial.speedup is not None else -math.inf
+    return speed, trial.size_ratio, -(trial.loss.estimate if trial.loss is not None else math.inf)

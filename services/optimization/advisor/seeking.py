@@ -1,0 +1,149 @@
+"""A search carried out: each recipe made, compared and timed in turns with the original, until the goal is met."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from services.optimization.advisor.advice import Advice, Tried
+from services.optimization.advisor.anatomy import anatomy_of
+from services.optimization.advisor.goal import Goal, wanted
+from services.optimization.advisor.ladder import Costs, ladder
+from services.optimization.advisor.rung import Rung, Trial
+from services.optimization.advisor.search import Search, Stop, front
+from services.optimization.environment import cpu_features
+from services.optimization.estimating import Estimator
+from services.optimization.evaluation import gates as judging
+from services.optimization.evaluation.comparison import Compared, Comparison
+from services.optimization.evaluation.gates import Evidence, Judgement
+from services.optimization.evaluation.metrics import Metric
+from services.optimization.evaluation.quality import loss_of
+from services.optimization.folder import size_bytes
+from services.optimization.making import INFEASIBLE, Made, Maker, raise_when_exhausted
+from services.optimization.recipe import Gates, Kinds, Objective, Recipe
+from services.optimization.report import Interval, Verdict
+from services.optimization.techniques import Model
+
+TRIAL_SHARE = 1 / 6  # of the time that the final run's measurement takes: two models instead of several
+_SURELY = 1.05  # of a served speed-up: the final measurement's lower bound has to reach the target
+_LEAST_MORE = 1.02
+MOST_FINALISTS = 4  # that are measured together in the end
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What a trial's figures are held against: the gates of quality alone, since the search knows what gain it wants."""
+
+    metric: Metric
+    gates: Gates
+    objective: Objective
+    seed: int
+    trial_seconds: float
+
+    def loss(self, compared: Compared) -> Interval:
+        """Of the metric; of the cosine or the agreement with the original where there are no labels."""
+        quality = compared.quality(self.metric)
+        if quality is not None:
+            return loss_of(quality)
+        found = compared.fidelity.interval
+        return Interval(estimate=1 - found.estimate, low=1 - found.high, high=1 - found.low)
+
+    def verdict(self, compared: Compared, speedup: Interval, size_ratio: float) -> Judgement:
+        fidelity = compared.fidelity
+        evidence = Evidence(fidelity.interval, fidelity.examples, speedup, size_ratio, compared.quality(self.metric), compared.is_finite)
+        return judging.judge(evidence, self.gates.model_copy(update={"min_gain": 0}).for_metric(self.metric), self.objective)
+
+
+def search_for(goal: Goal, gates: Gates, kinds: Kinds, estimator: Estimator, row_seconds: float) -> Search:
+    """What this machine may try on the estimator's original, which answers one example in `row_seconds`; `gates` are those `for_metric`."""
+    original = estimator.original
+    costs = Costs(estimator.planned, row_seconds, estimator.training_rows)
+    found = ladder(original.signature, anatomy_of(original.folder), kinds, cpu_features(), costs)
+    rungs = [rung for rung in found.rungs if rung.is_precision or not goal.precisions_only]
+    return Search(rungs, wanted(goal, size_bytes(original.folder), gates), found.priors, exhaustive=goal.precisions_only)
+
+
+class Seeker:
+    """Carries out what a Search asks for. `tell` takes the share of the time that is over and a line for the log.
+
+    `serve` measures a model's speed-up through the service, in a short run; None where that cannot be tried.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        maker: Maker,
+        comparison: Comparison,
+        judge: Judge,
+        tell: Callable[[float, str], None],
+        serve: Callable[[Model], float | None],
+    ) -> None:
+        self._search, self._maker, self._comparison, self._judge = search, maker, comparison, judge
+        self._tell, self._serve = tell, serve
+        self._tried: list[Tried] = []
+
+    def seek(self, goal: Goal, told: Callable[[Advice], None]) -> Advice:
+        """`told` takes what is known after each trial: who cancels the job keeps that. Raises what exhausts the machine."""
+        begun, whole = time.monotonic(), self._maker.seconds_left
+        while isinstance(rung := self._search.next(self._maker.seconds_left), Rung):
+            share = (time.monotonic() - begun) / max(whole, 1e-9)
+            expected = next((found for found in self._search.outlooks() if rung.name in (found.rung.name, found.rung.shape)), None)
+            self._tell(share, f"trying {rung.name}" + (f", expected to be {expected.speedup.median:.1f} times as fast" if expected else ""))
+            trial = self._try(rung, share)
+            self._search.learn(trial)
+            self._check_served(goal, trial, share)
+            self._tried.append(Tried.of(trial, expected.speedup.median if expected else 0.0))
+            told(self._advice(goal, Stop("it goes on"), begun))
+        return self._advice(goal, rung, begun)
+
+    def _check_served(self, goal: Goal, trial: Trial, share: float) -> None:
+        """What is fast enough by itself is served before the search ends on it: the service has a cost of its own for each row."""
+        target = goal.resolved.min_served_speedup
+        if target is None or trial.speedup is None or not self._search.wanted.is_met_by(trial):
+            return
+        self._tell(share, f"serving {trial.rung.name}")
+        made = self._maker.make(Recipe(name=trial.rung.name, steps=trial.rung.steps), share, 0.0)
+        found = self._serve(made.model)
+        if found is not None and found < target * _SURELY:
+            self._tell(share, f"{trial.rung.name} is served {found:.2f} times as fast, where {target:g} is wanted")
+            self._search.want_more(trial.speedup.estimate * max(target * _SURELY / found, _LEAST_MORE))
+
+    def finalists(self) -> tuple[Recipe, ...]:
+        """What the final run measures: the front's fastest; where nothing was accepted, what came nearest, so that the report says why."""
+        found = front(self._search.trials)
+        whole = [trial for trial in self._search.trials if not trial.rung.is_shape and trial.speedup is not None]
+        chosen = found or whole
+        fastest = sorted(chosen, key=lambda trial: trial.speedup.estimate if trial.speedup else 0.0, reverse=True)[:MOST_FINALISTS]
+        return tuple(Recipe(name=trial.rung.name, steps=trial.rung.steps) for trial in fastest)
+
+    def _advice(self, goal: Goal, stop: Stop, begun: float) -> Advice:
+        return Advice(
+            goal=goal,
+            trials=tuple(self._tried),
+            stopped_because=stop.reason,
+            is_target_met=stop.is_reached,
+            front=tuple(trial.rung.name for trial in front(self._search.trials)),
+            seconds=time.monotonic() - begun,
+        )
+
+    def _try(self, rung: Rung, share: float) -> Trial:
+        begun = time.monotonic()
+        try:
+            made = self._maker.make(Recipe(name=rung.name, steps=rung.steps), share, 0.0)
+            trial = self._measured(rung, made)
+        except INFEASIBLE as failure:
+            raise_when_exhausted(failure)
+            trial = Trial(rung, reason=str(failure))
+        return replace(trial, seconds=time.monotonic() - begun)
+
+    def _measured(self, rung: Rung, made: Made) -> Trial:
+        compared = self._comparison.admit(rung.name, made.model)
+        try:
+            timed = self._comparison.measure_latency(self._judge.trial_seconds)
+        finally:
+            self._comparison.release(rung.name)
+        speedup = timed[rung.name].speedup_over(timed[""], self._judge.seed)
+        size_ratio = self._comparison.original_bytes / max(1, size_bytes(made.model.folder))
+        if rung.is_shape:
+            return Trial(rung, speedup, size_ratio, reason="its speed and size alone were measured")
+        judgement = self._judge.verdict(compared, speedup, size_ratio)
+        return Trial(rung, speedup, size_ratio, self._judge.loss(compared), judgement.verdict is Verdict.ACCEPT, judgement.reason)

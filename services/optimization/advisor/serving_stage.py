@@ -1,0 +1,48 @@
+"""The serving of a search: a candidate beside the original, through a service of their own, or the reason why not."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from services.optimization.advisor.goal import Goal
+from services.optimization.advisor.serving.served import ServedAdvice
+from services.optimization.advisor.serving.trial import TrialFailed
+from services.optimization.advisor.serving.tune import Wanted, serve_and_tune
+from services.optimization.examples import Examples
+from services.optimization.failures import NotEnoughData
+from services.optimization.techniques import Model
+
+log = structlog.get_logger("hone.jobs")
+
+QUICK_S = 20.0  # of a run that only tells whether a candidate is fast enough
+
+
+class ServingStage:
+    """For one original and one goal. What keeps a service from starting ends no job."""
+
+    def __init__(self, original: Model, examples: Examples, goal: Goal, scratch: Path, seed: int) -> None:
+        self._original, self._examples, self.goal = original, examples, goal
+        self._scratch, self._seed = scratch, seed
+        self.note = ""
+
+    def quick(self, candidate: Model) -> float | None:
+        """The speed-up through the service with the default settings; None where that cannot be tried."""
+        found = self._served(candidate, QUICK_S, search=False)
+        return found.speedup.estimate if found else None
+
+    def whole(self, candidate: Model, seconds: float, say: Callable[[str], None]) -> ServedAdvice | None:
+        """With the settings searched; None where it cannot be tried, which `note` explains."""
+        return self._served(candidate, seconds, search=True, say=say)
+
+    def _served(
+        self, candidate: Model, seconds: float, *, search: bool, say: Callable[[str], None] = lambda line: None
+    ) -> ServedAdvice | None:
+        targets = self.goal.resolved
+        wanted = Wanted(self.goal.preset.objective, seconds, targets.max_p99_ms if search else None, search, self._seed)
+        try:
+            return serve_and_tune(self._original, candidate, self._examples, self.goal.traffic, wanted, self._scratch, say=say)
+        except (TrialFailed, NotEnoughData) as error:
+            self.note = f"serving could not be tried: {error}"
+            log.warning("serving could not be tried", reason=str(error))
+            return None

@@ -1,0 +1,181 @@
+"""Between the advisor's messages and our own values."""
+
+from collections.abc import Sequence
+
+from hone.optimization.v1 import advisor_pb2, goals_pb2
+from hone.optimization.v1 import jobs_pb2 as pb
+
+from services.chassis.faults import InvalidField
+from services.optimization import conversion
+from services.optimization.advisor.advice import Advice, Tried
+from services.optimization.advisor.economics import Economics, Month, Swing, Until, Worth
+from services.optimization.advisor.goal import Goal
+from services.optimization.advisor.scenarios import PRESETS, Scenario, Targets
+from services.optimization.advisor.search import Outlook
+from services.optimization.advisor.serving.traffic import Traffic
+from services.optimization.outline import Outline
+from services.optimization.recipe import Step
+from services.optimization.report import Interval
+from services.optimization.serving_wire import serving_message
+
+_SCENARIOS = {goals_pb2.SCENARIO_UNSPECIFIED: Scenario.THROUGHPUT} | {
+    goals_pb2.Scenario.Value(f"SCENARIO_{scenario}"): scenario for scenario in Scenario
+}
+
+
+def goal_from(message: goals_pb2.Goal, field: str = "spec.goal") -> Goal:
+    """Raises InvalidField."""
+    if message.scenario not in _SCENARIOS:
+        raise InvalidField(f"{field}.scenario", f"{message.scenario} is not a scenario")
+    targets = {name: getattr(message.targets, name) for name in Targets.model_fields if message.targets.HasField(name)}  # type: ignore[arg-type]
+    traffic = traffic_from(message.traffic, f"{field}.traffic")
+    told = {"scenario": _SCENARIOS[message.scenario], "targets": targets, "traffic": traffic, "precisions_only": message.precisions_only}
+    economics = economics_from(message.economics, f"{field}.economics") if message.HasField("economics") else None
+    return conversion.checked(field, lambda: Goal.model_validate(told | {"economics": economics}))
+
+
+def traffic_from(message: goals_pb2.Traffic, field: str) -> Traffic:
+    """What is 0 or empty takes its default. Raises InvalidField."""
+    lists = {name: tuple(getattr(message, name)) for name in ("texts", "token_lengths", "request_rows", "gaps_s")}
+    numbers = {name: getattr(message, name) for name in ("callers", "rate", "gamma_shape", "repeat_share")}
+    told = {name: value for name, value in (lists | numbers).items() if value}
+    return conversion.checked(field, lambda: Traffic.model_validate(told))
+
+
+def economics_from(message: goals_pb2.Economics, field: str) -> Economics:
+    """What is 0 takes its default. Raises InvalidField."""
+    told = {name: value for name in Economics.model_fields if (value := getattr(message, name))}
+    required = {name: getattr(message, name) for name, info in Economics.model_fields.items() if info.is_required()}
+    return conversion.checked(field, lambda: Economics.model_validate(required | told))
+
+
+def goal_message(goal: Goal) -> goals_pb2.Goal:
+    return goals_pb2.Goal(
+        scenario=goals_pb2.Scenario.Value(f"SCENARIO_{goal.scenario}"),
+        targets=targets_message(goal.targets),
+        traffic=goals_pb2.Traffic(**goal.traffic.model_dump()) if goal.traffic != Traffic() else None,
+        economics=goals_pb2.Economics(**goal.economics.model_dump()) if goal.economics else None,
+        precisions_only=goal.precisions_only,
+    )
+
+
+def targets_message(targets: Targets) -> goals_pb2.Targets:
+    return goals_pb2.Targets(**targets.model_dump(exclude_none=True))
+
+
+def scenarios_message() -> advisor_pb2.ListScenariosResponse:
+    return advisor_pb2.ListScenariosResponse(
+        scenarios=[
+            advisor_pb2.ScenarioPreset(
+                scenario=goals_pb2.Scenario.Value(f"SCENARIO_{scenario}"),
+                summary=preset.summary,
+                targets=targets_message(preset.targets),
+                objective=pb.Objective.Value(f"OBJECTIVE_{preset.objective}"),
+            )
+            for scenario, preset in PRESETS.items()
+        ]
+    )
+
+
+def recommendation_message(advice: Advice, chosen: str) -> advisor_pb2.Recommendation:
+    return advisor_pb2.Recommendation(
+        goal=goal_message(advice.goal),
+        trials=[_trial(trial) for trial in advice.trials],
+        stopped_because=advice.stopped_because,
+        is_target_met=advice.is_target_met,
+        chosen=chosen,
+        front=advice.front,
+        serving=serving_message(advice.served) if advice.served else None,
+        serving_note=advice.serving_note,
+        missed=advice.missed,
+        worth=worth_message(advice.worth) if advice.worth else None,
+        seconds=advice.seconds,
+    )
+
+
+def outline_message(outline: Outline) -> advisor_pb2.PlanRecommendationResponse:
+    return advisor_pb2.PlanRecommendationResponse(
+        trials=[_planned(outlook) for outlook in outline.trials],
+        longest_seconds=outline.longest_seconds,
+        budget_seconds=outline.budget_seconds,
+        notes=outline.notes,
+    )
+
+
+def _planned(outlook: Outlook) -> advisor_pb2.PlannedTrial:
+    return advisor_pb2.PlannedTrial(
+        name=outlook.rung.name,
+        steps=_steps(outlook.rung.steps),
+        expected_speedup=outlook.speedup.median,
+        expected_size_ratio=outlook.size_ratio.median,
+        chance=outlook.chance,
+        estimated_seconds=outlook.seconds,
+        basis=outlook.basis,
+    )
+
+
+def worth_message(worth: Worth) -> advisor_pb2.Worth:
+    return advisor_pb2.Worth(
+        currency=worth.currency,
+        capacity_before=_interval(worth.capacity_before),
+        capacity_after=_interval(worth.capacity_after),
+        months=[_month(month) for month in worth.months],
+        one_time_cost=worth.one_time_cost,
+        total_cost=worth.total_cost,
+        total_benefit=_interval(worth.total_benefit),
+        quality_benefit=_interval(worth.quality_benefit),
+        net_benefit=_interval(worth.net_benefit),
+        roi=_interval(worth.roi),
+        payback_months=_until(worth.payback_months),
+        break_even_rows=_until(worth.break_even_rows),
+        break_even_months=_until(worth.break_even_months),
+        cost_per_million_rows_before=_interval(worth.cost_per_million_rows_before),
+        cost_per_million_rows_after=_interval(worth.cost_per_million_rows_after),
+        saves_from_rows_per_second=_interval(worth.saves_from_rows_per_second),
+        sensitivity=[_swing(swing) for swing in worth.sensitivity],
+        payoff=advisor_pb2.Payoff.Value(f"PAYOFF_{worth.payoff}"),
+        verdict=worth.verdict,
+        left_out=worth.left_out,
+    )
+
+
+def _trial(trial: Tried) -> advisor_pb2.Trial:
+    return advisor_pb2.Trial(
+        name=trial.name,
+        steps=_steps(trial.steps),
+        is_shape=trial.is_shape,
+        speedup=_interval(trial.speedup),
+        size_ratio=trial.size_ratio,
+        loss=_interval(trial.loss),
+        accepted=trial.accepted,
+        reason=trial.reason,
+        seconds=trial.seconds,
+        expected_speedup=trial.expected_speedup,
+    )
+
+
+def _steps(steps: Sequence[Step]) -> list[pb.Step]:
+    return [pb.Step(technique=step.technique, parameters=conversion.struct(step.parameters)) for step in steps]
+
+
+def _interval(interval: Interval | None) -> pb.Interval | None:
+    return pb.Interval(estimate=interval.estimate, low=interval.low, high=interval.high) if interval else None
+
+
+def _until(until: Until | None) -> advisor_pb2.Until | None:
+    return advisor_pb2.Until(estimate=until.estimate, low=until.low, high=until.high) if until else None
+
+
+def _month(month: Month) -> advisor_pb2.Month:
+    return advisor_pb2.Month(
+        month=month.month,
+        rows_per_second=month.rows_per_second,
+        instances_before=_interval(month.instances_before),
+        instances_after=_interval(month.instances_after),
+        saving=_interval(month.saving),
+        cumulative_net=_interval(month.cumulative_net),
+    )
+
+
+def _swing(swing: Swing) -> advisor_pb2.Swing:
+    return advisor_pb2.Swing(**swing.model_dump())

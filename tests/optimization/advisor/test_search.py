@@ -1,0 +1,151 @@
+"""The order in which recipes are tried, and when trying ends."""
+
+from itertools import permutations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.optimization.advisor.guess import Guess, Loss, Prior
+from services.optimization.advisor.rung import Rung, Trial
+from services.optimization.advisor.search import Search, Stop, Wanted, front
+from services.optimization.recipe import Step
+from services.optimization.report import Interval
+
+EXPORT, QUANTIZE, STUDENT, TAUGHT = (Step(technique=name) for name in ("export_onnx", "dynamic_int8", "student", "taught"))
+
+
+def exactly(value: float) -> Interval:
+    return Interval(estimate=value, low=value, high=value)
+
+
+def prior(speedup: float, loss: float = 0.0, spread: float = 0.3) -> Prior:
+    return Prior(Guess(speedup, spread), Guess(1.0, 0.0), Loss(loss), "told")
+
+
+def tried(rung: Rung, speedup: float, loss: float | None = 0.0, size_ratio: float = 1.0) -> Trial:
+    accepted = loss is not None and loss <= 0.01
+    return Trial(rung, exactly(speedup), size_ratio, None if loss is None else exactly(loss), accepted)
+
+
+ONNX = Rung("onnx", (EXPORT,), ("onnx",), 10)
+INT8 = Rung("onnx-int8", (EXPORT, QUANTIZE), ("onnx", "int8"), 30)
+SHAPE = Rung("shape", (STUDENT, EXPORT, QUANTIZE), ("student", "onnx", "int8"), 20, is_shape=True)
+SMALL = Rung("small", (TAUGHT, EXPORT, QUANTIZE), ("student", "onnx", "int8", "taught"), 600, shape="shape")
+RUNGS = (ONNX, INT8, SHAPE, SMALL)
+PRIORS = {"onnx": prior(1.3), "int8": prior(2, 0.005), "student": prior(4, 0.005), "taught": prior(1, 0.01, spread=0)}
+
+
+def search(**wanted: float) -> Search:
+    return Search(RUNGS, Wanted(**{"max_loss": 0.01, **wanted}), PRIORS)
+
+
+def play(found: Search, outcomes: dict[str, Trial], seconds: float = 1e6) -> tuple[list[str], Stop]:
+    names = []
+    while isinstance(rung := found.next(seconds), Rung):
+        names.append(rung.name)
+        found.learn(outcomes[rung.name])
+        seconds -= rung.seconds
+    return names, rung
+
+
+OUTCOMES = {
+    "onnx": tried(ONNX, 1.3),
+    "onnx-int8": tried(INT8, 2.0, 0.002),
+    "shape": tried(SHAPE, 8.0, None),
+    "small": tried(SMALL, 8.0, 0.004),
+}
+
+
+def test_a_near_target_is_met_by_what_costs_least() -> None:
+    names, stop = play(search(speedup=1.2), OUTCOMES)
+    assert names == ["onnx"]
+    assert stop.is_reached
+
+
+def test_a_far_target_skips_what_cannot_reach_it() -> None:
+    names, stop = play(search(speedup=7), OUTCOMES)
+    assert names == ["shape", "small"]  # neither onnx nor INT8 alone has a chance of seven times
+    assert stop.is_reached
+
+
+def test_a_shape_that_is_too_slow_spares_its_training() -> None:
+    names, stop = play(search(speedup=7), OUTCOMES | {"shape": tried(SHAPE, 5.0, None)})
+    assert "small" not in names
+    assert not stop.is_reached
+    assert "likely" in stop.reason
+
+
+def test_without_a_target_it_goes_on_while_something_better_is_likely() -> None:
+    names, stop = play(search(), OUTCOMES)
+    assert set(names) == {"onnx", "onnx-int8", "shape", "small"}
+    assert stop.reason == "everything was tried"
+
+
+def test_what_is_built_upon_a_failure_is_not_tried() -> None:
+    names, _ = play(search(), OUTCOMES | {"onnx": Trial(ONNX, reason="does not export")})
+    assert names.count("onnx-int8") == 0
+
+
+def test_time_that_is_left_bounds_what_is_begun() -> None:
+    names, stop = play(search(speedup=7), OUTCOMES, seconds=300)
+    assert names == ["shape"] or not names
+    assert "too short" in stop.reason
+
+
+def test_a_loss_that_was_measured_counts_for_what_is_built_upon_it() -> None:
+    found = search(speedup=7)
+    before = {outlook.rung.name: outlook.chance for outlook in found.outlooks()}
+    found.learn(tried(INT8, 2.0, 0.05))
+    after = {outlook.rung.name: outlook.chance for outlook in found.outlooks()}
+    assert after["small"] < before["small"] / 2
+
+
+def test_a_measured_speed_replaces_its_guess() -> None:
+    found = search(speedup=7)
+    found.learn(tried(SHAPE, 9.0, None))
+    (small,) = [outlook for outlook in found.outlooks() if outlook.rung.name == "small"]
+    assert small.speedup.median == pytest.approx(9.0)
+    assert small.seconds == SMALL.seconds  # its shape costs nothing any more
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.01, 0.99), st.floats(1, 1000)), min_size=2, max_size=5),
+)
+def test_chance_over_cost_is_the_cheapest_order(boxes: list[tuple[float, float]]) -> None:
+    """Against every other order, where each recipe's chance is its own."""
+    rungs = [Rung(f"r{number}", (EXPORT,), (f"p{number}",), seconds) for number, (_, seconds) in enumerate(boxes)]
+    # exp(-bound / mean) with a bound of 1 leaves `chance` within it.
+    priors = {f"p{number}": Prior(Guess(1, 0), Guess(1, 0), Loss(_mean_of(chance)), "told") for number, (chance, _) in enumerate(boxes)}
+    found = Search(rungs, Wanted(max_loss=1.0, speedup=1.0), priors)
+    chosen = [outlook.rung.name for outlook in found.outlooks()]
+    costs = {tuple(order): _expected_seconds(order, boxes) for order in permutations(range(len(boxes)))}
+    assert costs[tuple(int(name[1:]) for name in chosen)] <= min(costs.values()) * (1 + 1e-9)
+
+
+def _mean_of(chance: float) -> float:
+    from math import log
+
+    return -1 / log(1 - chance)
+
+
+def _expected_seconds(order: tuple[int, ...], boxes: list[tuple[float, float]]) -> float:
+    total, still = 0.0, 1.0
+    for number in order:
+        chance, seconds = boxes[number]
+        total += still * seconds
+        still *= 1 - chance
+    return total
+
+
+def test_an_exhaustive_search_leaves_nothing_out() -> None:
+    found = Search(RUNGS, Wanted(max_loss=0.01, speedup=1.2), PRIORS, exhaustive=True)
+    names, stop = play(found, OUTCOMES)
+    assert set(names) == set(OUTCOMES)
+    assert stop.is_reached
+
+
+def test_the_front_is_what_no_other_beats() -> None:
+    slow, fast, worse = tried(ONNX, 1.3, 0.0), tried(INT8, 2.0, 0.002), tried(SMALL, 1.9, 0.004)
+    assert front([slow, fast, worse]) == [slow, fast]
+    assert front([tried(SMALL, 9, 0.5)]) == []
