@@ -5,6 +5,7 @@ The model is MiniLM taught to tell which of six packages a sentence of documenta
 
 import argparse
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -78,9 +79,11 @@ def main(arguments: Sequence[str]) -> None:
 
 
 @contextmanager
-def bench_suite(evaluation_s: int) -> Iterator[Suite]:
-    """All cores for jobs, and kept steps that the next run finds again."""
-    folder = FOLDER / "suite"
+def bench_suite(evaluation_s: int, name: str = "suite", *, fresh: bool = False) -> Iterator[Suite]:
+    """All cores for jobs, and kept steps that the next run of this name finds again, unless `fresh`."""
+    folder = FOLDER / name
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     cores = str(os.cpu_count() or 1)
     settings = {"JOB_CORES": cores, "EVALUATION_S": str(evaluation_s), "JOB_NICE": "0"}

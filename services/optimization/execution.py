@@ -13,7 +13,7 @@ from services.optimization.advisor.advice import Advice
 from services.optimization.advisor.goal import Goal
 from services.optimization.advisor.pricing import measured
 from services.optimization.advisor.seeking import TRIAL_SHARE, Judge, Seeker, search_for
-from services.optimization.advisor.serving_stage import ServingStage
+from services.optimization.advisor.serving_stage import QUICK_SHARE, ServingStage
 from services.optimization.advisor.targets import missed
 from services.optimization.advisor.value import worth
 from services.optimization.data import Data
@@ -41,7 +41,7 @@ HISTORY = "history.jsonl"
 _OPTIMIZED, _COMPARED, _TIMED = 0.5, 0.6, 0.9  # fractions of the whole at which each stage ends
 _SOUGHT = 0.49  # of a job with a goal: making what the search has made already takes no time
 _UNSERVED = 0.85  # of a job with a goal: the serving stage comes then
-_LEAST_SERVING_S, _MOST_SERVING_S = 40.0, 150.0
+_SERVING_SHARE = 3.0  # of the time for measuring latency, that the serving of the chosen one takes: settings are searched too
 _MOST_MEASURING = 0.5  # of a job's time that is kept back for measuring
 _LEAST_LATENCY_S = 2.0  # that latency is measured for, however late it is
 
@@ -148,8 +148,9 @@ class _Run:
 
     def serve(self, stage: ServingStage, advice: Advice, candidate: Candidate, metric: Metric, begun: float) -> Advice:
         """The advice with what serving measured, whether that meets the targets, and what it is worth."""
-        left = _MOST_SERVING_S if self.deadline is None else self.deadline - time.monotonic()
-        seconds = max(_LEAST_SERVING_S, min(_MOST_SERVING_S, left))
+        seconds = _SERVING_SHARE * self.plan.evaluation_seconds
+        if self.deadline is not None:
+            seconds = max(0.0, min(seconds, self.deadline - time.monotonic()))
         served = stage.whole(self.made[candidate.name].model, seconds, lambda line: self.progress("serving", 1.0, line))
         if candidate.measurement is None:
             raise ValueError(f"{candidate.name} is accepted and unmeasured")
@@ -294,7 +295,11 @@ def _seeker(plan: Plan, metric: Metric, maker: Maker, comparison: Comparison, es
         maker.progress("searching", _SOUGHT * min(share, 1.0), message)
 
     judge = Judge(metric, plan.gates, plan.objective, plan.seed, plan.evaluation_seconds * TRIAL_SHARE)
-    return Seeker(search, maker, comparison, judge, tell, stage.quick)
+
+    def serve(model: Model) -> float | None:
+        return stage.quick(model, plan.evaluation_seconds * QUICK_SHARE)
+
+    return Seeker(search, maker, comparison, judge, tell, serve)
 
 
 def _make_until(plan: Plan, deadline: float | None) -> float:
@@ -302,5 +307,5 @@ def _make_until(plan: Plan, deadline: float | None) -> float:
     if deadline is None:
         return float("inf")
     left = max(0.0, deadline - time.monotonic())
-    later = 2 * plan.evaluation_seconds + (_MOST_SERVING_S if plan.goal else 0)
+    later = (2 + (_SERVING_SHARE if plan.goal else 0)) * plan.evaluation_seconds
     return deadline - min(later, _MOST_MEASURING * left)

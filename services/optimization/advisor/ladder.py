@@ -5,7 +5,7 @@ What each part brings is at first the published rule of thumb (half precision 0.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from services.optimization.advisor.guess import Guess, Loss, Prior
@@ -131,28 +131,33 @@ def _trained(smaller: _Smaller, engine: tuple[_Part, ...], costs: Costs) -> Iter
 
 def _engines(signature: Signature, kinds: Kinds, features: frozenset[str]) -> Iterator[tuple[_Part, ...]]:
     """How a model of this format may be run, the parts in the order of their steps."""
-    calibrated = kinds.calibration or kinds.training
-    quantize = Step(technique="dynamic_int8", parameters={} if calibrated else {"target_fidelity": None})
-    precisions = [_Part("int8", (quantize,), 4.0, 4.0, 0.02)]
-    if calibrated:
-        precisions.append(_Part("int8-static", (Step(technique="static_int8"),), 4.0, 4.0, 0.02))
-    precisions.append(_Part("int4", (Step(technique="int4_weight_only"),), 2.0, 8.0, 0.05))
+    precisions = tuple(_precisions(kinds))
     if signature.format is Format.ONNX:
-        yield from ((precision,) for precision in precisions)
+        yield from precisions
     if signature.format is not Format.HUGGINGFACE:
         return
     export = _Part("onnx", (Step(technique="export_onnx"),), 1.3, 1.0, 0.0)
     yield (export,)
-    yield from ((export, precision) for precision in precisions)
+    yield from ((export, *parts) for parts in precisions)
     # Half precision that the processor emulates is slower than none: it is tried for its size alone, in a format that can be small.
     yield (export, _Part("fp16", (Step(technique="fp16"),), 1.0, 2.0, 0.01))
     if has_bf16(features):
         yield (_Part("bf16", (Step(technique="bf16"),), 2.0, 2.0, 0.01),)
 
 
+def _precisions(kinds: Kinds) -> Iterator[tuple[_Part, ...]]:
+    """What one way to INT8 brings here tells of the others: they are parts on top of it, with steps of their own."""
+    int8 = _Part("int8", (), 4.0, 4.0, 0.02)
+    yield (replace(int8, steps=(Step(technique="dynamic_int8", parameters={"target_fidelity": None}),)),)
+    if kinds.calibration or kinds.training:  # these keep as many layers in FP32 as it takes to answer as the model does
+        yield int8, _Part("selective", (Step(technique="dynamic_int8"),), 0.8, 0.8, 0.0, spread=0.2)
+        yield int8, _Part("static", (Step(technique="static_int8"),), 0.9, 0.9, 0.0, spread=0.2)
+    yield (_Part("int4", (Step(technique="int4_weight_only"),), 2.0, 8.0, 0.05),)
+
+
 def _follows(engine: tuple[_Part, ...]) -> bool:
     """Whether a smaller model is run so: as it is exported, or in the precision that costs least."""
-    return _name(engine) in ("onnx", "onnx-int8", "onnx-int4")
+    return _name(engine) in ("onnx", "onnx-int8", "onnx-int8-selective", "onnx-int4")
 
 
 # Smaller models

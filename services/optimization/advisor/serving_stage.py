@@ -15,7 +15,7 @@ from services.optimization.techniques import Model
 
 log = structlog.get_logger("hone.jobs")
 
-QUICK_S = 20.0  # of a run that only tells whether a candidate is fast enough
+QUICK_SHARE = 1 / 3  # of the time for measuring latency, of a run that only tells whether a candidate is fast enough
 
 
 class ServingStage:
@@ -26,9 +26,9 @@ class ServingStage:
         self._scratch, self._seed = scratch, seed
         self.note = ""
 
-    def quick(self, candidate: Model) -> float | None:
+    def quick(self, candidate: Model, seconds: float) -> float | None:
         """The speed-up through the service with the default settings; None where that cannot be tried."""
-        found = self._served(candidate, QUICK_S, search=False)
+        found = self._served(candidate, seconds, search=False)
         return found.speedup.estimate if found else None
 
     def whole(self, candidate: Model, seconds: float, say: Callable[[str], None]) -> ServedAdvice | None:

@@ -56,7 +56,7 @@ def test_without_training_examples_nothing_is_trained() -> None:
 
 def test_an_onnx_model_is_quantized_as_it_is() -> None:
     signature = classifier_signature().model_copy(update={"format": Format.ONNX})
-    assert {rung.name for rung in made(signature).rungs} == {"int8", "int8-static", "int4"}
+    assert {rung.name for rung in made(signature).rungs} == {"int8", "int8-selective", "int8-static", "int4"}
 
 
 def test_what_the_processor_emulates_is_not_tried() -> None:
