@@ -4,7 +4,10 @@ import importlib
 import signal
 import sys
 
-NAMES = ("demo", "serving", "interference", "methods", "chain", "batching", "overload", "soak", "cache", "eviction", "advisor")
+NAMES = (
+    *("demo", "serving", "interference", "methods", "chain", "batching", "overload", "soak", "cache", "eviction"),
+    *("advisor", "search", "loop"),
+)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
 
@@ -18,7 +18,8 @@ import uvloop
 from hone.channel import options
 from hone.inference.v1 import inference_pb2 as pb
 
-METHOD = "/hone.inference.v1.InferenceService/Embed"
+SERVICE = "/hone.inference.v1.InferenceService"
+REQUESTS: Mapping[str, type[pb.EmbedRequest] | type[pb.ClassifyRequest]] = {"Embed": pb.EmbedRequest, "Classify": pb.ClassifyRequest}
 TICK_S = 0.005
 LATE_SHARE = 0.9  # of the deadline: a call ended after that was not refused, it was not answered in time
 
@@ -27,7 +28,7 @@ LATE_SHARE = 0.9  # of the deadline: a call ended after that was not refused, it
 class Plan:
     """For `seconds` after `warm_s`: `callers` that each send one request after the other, or `rate` requests a second whatever comes back.
 
-    A request has `rows` texts, taken in turn.
+    A request has `rows` texts, taken in turn, and where there are `users` it is one of theirs, by whom split calls are dealt to arms.
     """
 
     address: str
@@ -39,11 +40,22 @@ class Plan:
     rows: int = 1
     rate: float = 0.0
     deadline_s: float = 30.0
+    method: str = "Embed"
+    users: int = 0
+
+    def requests(self) -> list[bytes]:
+        """Ready-made, of all texts."""
+        starts = range(0, len(self.texts) - self.rows + 1, self.rows)
+        return [self._request(self.texts[start : start + self.rows], turn).SerializeToString() for turn, start in enumerate(starts)]
+
+    def _request(self, texts: Sequence[str], turn: int) -> pb.EmbedRequest | pb.ClassifyRequest:
+        options = pb.CallOptions(sticky_key=f"user-{turn % self.users}") if self.users else None
+        return REQUESTS[self.method](model=self.model, texts=texts, options=options)
 
 
 @dataclass(frozen=True)
 class Load:
-    """What ended in the measured time: `requests` were answered. `cpu_seconds` is what the generator itself used in it."""
+    """What ended in the measured time: `requests` were answered, in `latencies_s`, ascending. `cpu_seconds` is the generator's own."""
 
     requests: int
     refused: int
@@ -55,6 +67,7 @@ class Load:
     refused_p50_ms: float
     refused_p99_ms: float
     cpu_seconds: float
+    latencies_s: list[float]
 
     @property
     def per_second(self) -> float:
@@ -99,15 +112,12 @@ class _Window:
 
 
 async def _load(plan: Plan) -> Load:
-    requests = [
-        pb.EmbedRequest(model=plan.model, texts=plan.texts[start : start + plan.rows]).SerializeToString()
-        for start in range(0, len(plan.texts) - plan.rows + 1, plan.rows)
-    ]
+    requests = plan.requests()
     turns = count()
     begin = time.monotonic() + plan.warm_s
     window = _Window(begin, begin + plan.seconds)
     async with grpc.aio.insecure_channel(plan.address, options(retries=False)) as channel:
-        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"{SERVICE}/{plan.method}")
 
         async def ask() -> None:
             sent = time.monotonic()
@@ -149,6 +159,7 @@ async def _load(plan: Plan) -> Load:
         refused_p50_ms=percentile(refused, 0.5) * 1e3,
         refused_p99_ms=percentile(refused, 0.99) * 1e3,
         cpu_seconds=used,
+        latencies_s=answered,
     )
 
 

@@ -1,7 +1,7 @@
 """Between messages and plain values, as every door converts them alike."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -24,6 +24,15 @@ def checked(prefix: str, make: Callable[[], T]) -> T:
         fault = error.errors()[0]
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
         raise InvalidField(f"{prefix}{path}", str(fault["msg"])) from error
+
+
+def faults_of(prefix: str, error: ValidationError) -> Iterator[tuple[str, str]]:
+    """All of them: the path of each field in the request, and what is wrong with it, with the bound where it has to stay within one."""
+    for fault in error.errors():
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
+        bounds = fault.get("ctx", {})
+        nearest = next((f"; nearest feasible: {bounds[name]:g}" for name in ("ge", "le") if name in bounds), "")
+        yield f"{prefix}{path}", f"{fault['msg']}{nearest}"
 
 
 def named(field: str, check: Callable[[str], T], value: str) -> T:

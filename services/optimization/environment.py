@@ -44,6 +44,11 @@ def has_int8_dot(features: frozenset[str]) -> bool:
     return bool(features & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 
 
+def has_fp16(features: frozenset[str]) -> bool:
+    """Whether half-precision products run in hardware: every ARM core with dot products has them."""
+    return bool(features & {"avx512_fp16", "asimddp"})
+
+
 def has_bf16(features: frozenset[str]) -> bool:
     """Whether bfloat16 products run in hardware."""
     return bool(features & {"avx512_bf16", "amx_bf16", "bf16"})

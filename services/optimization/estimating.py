@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.optimization import folder
+from services.optimization.examples import Examples
 from services.optimization.history import History
+from services.optimization.kept import digest_of
 from services.optimization.recipe import Step, parse_parameters
 from services.optimization.steps import Materials, Steps
 from services.optimization.techniques import Model, find
@@ -25,12 +27,25 @@ class PlannedStep:
 
 
 class Estimator:
-    """Of recipes of one original, to be judged by so many examples; what was made before and kept takes no time."""
+    """Of recipes of one original, to be judged by some examples; what was made before and kept takes no time."""
 
-    def __init__(self, original: Model, materials: Materials, steps: Steps, history: History, examples: int) -> None:
-        self.original, self.examples = original, examples
+    def __init__(self, original: Model, materials: Materials, steps: Steps, history: History, evaluation: Examples) -> None:
+        self.original, self.evaluation = original, evaluation
         self._materials, self._steps, self._history = materials, steps, history
         self.megabytes = folder.size_bytes(original.folder) / 1e6
+
+    @property
+    def examples(self) -> int:
+        """That recipes are judged by."""
+        return len(self.evaluation)
+
+    @property
+    def data_digest(self) -> str:
+        """Of all that recipes are made of and judged by, beside the original: equal where the same recipe comes to the same answers."""
+        used, teacher = self._materials, self._materials.teacher
+        examples = [found.digest for found in (self.evaluation, used.calibration, used.training)]
+        taught_by = folder.content_digest(teacher.folder, teacher.signature)
+        return digest_of({"examples": examples, "teacher": taught_by, "seed": used.seed})
 
     @property
     def training_rows(self) -> int:

@@ -35,6 +35,12 @@ class Examples:
     def is_labelled(self) -> bool:
         return self.labels is not None or self.word_labels is not None
 
+    @property
+    def median_characters(self) -> float:
+        """Of a text, or of an example's words together; 0 where examples are neither."""
+        lengths = [len(text) for text in self.texts] or [sum(map(len, words)) for words in self.words]
+        return float(np.median(lengths)) if lengths else 0.0
+
     def take(self, positions: Sequence[int] | Ints) -> Self:
         """The examples at `positions`, in that order."""
         chosen = np.asarray(positions, np.int64)

@@ -10,11 +10,13 @@ from pydantic import Field
 
 from services.optimization import data as job_data
 from services.optimization.advisor.advice import Advice
+from services.optimization.advisor.experience import EXPERIENCE, Experience, context_of
+from services.optimization.advisor.finals import final_trials
 from services.optimization.advisor.goal import Goal
 from services.optimization.advisor.pricing import measured
 from services.optimization.advisor.seeking import TRIAL_SHARE, Judge, Seeker, search_for
 from services.optimization.advisor.serving_stage import QUICK_SHARE, ServingStage
-from services.optimization.advisor.targets import missed
+from services.optimization.advisor.targets import fitting, missed
 from services.optimization.advisor.value import worth
 from services.optimization.data import Data
 from services.optimization.environment import describe
@@ -154,7 +156,7 @@ class _Run:
         served = stage.whole(self.made[candidate.name].model, seconds, lambda line: self.progress("serving", 1.0, line))
         if candidate.measurement is None:
             raise ValueError(f"{candidate.name} is accepted and unmeasured")
-        faults = missed(stage.goal.resolved, candidate.measurement, served, stage.note)
+        faults = missed(stage.goal.resolved, candidate.measurement, candidate.speedup, served, stage.note)
         priced = measured(served, candidate, metric, time.monotonic() - begun) if served else None
         economics = stage.goal.economics
         return advice.model_copy(
@@ -162,7 +164,6 @@ class _Run:
                 "served": served,
                 "serving_note": "" if served else stage.note,
                 "missed": faults,
-                "is_target_met": advice.is_target_met and not faults,
                 "measured": priced,
                 "worth": worth(economics, priced, seed=self.plan.seed) if economics and priced else None,
             }
@@ -241,6 +242,8 @@ def execute(
     taught = teacher_remembered if plan.teacher else remembered
     materials = Materials(teacher, calibration, training, plan.seed, plan.threads, remembered, taught)
     steps = Steps(materials, kept, history, scratch.resolve())
+    estimator = Estimator(source, materials, steps, history, evaluation)
+    experience = Experience(kept_steps.resolve() / EXPERIENCE, signature, context_of(estimator, metric, plan.threads))
     if plan.goal is not None:
         progress = _first_part(progress)
     maker = Maker(source, steps, progress, _make_until(plan, deadline))
@@ -251,17 +254,23 @@ def execute(
         run.make_all()
     with Comparison(source, evaluation, threads=plan.threads, seed=plan.seed, remembered=remembered) as comparison:
         if stage is not None:
-            estimator = Estimator(source, materials, steps, history, len(evaluation))
-            seeker = _seeker(plan, metric, maker, comparison, estimator, stage)
+            seeker = _seeker(plan, metric, maker, comparison, estimator, stage, experience)
             advice = seeker.seek(stage.goal, told)
             run.recipes = seeker.finalists()
             run.make_all(start=_SOUGHT)
         run.compare_all(comparison)
         timed, figures = run.measure_all(comparison)
     candidates = run.conclude(metric, timed, figures)
-    chosen = gates.choose(candidates, plan.objective)
-    if stage is not None and advice is not None and chosen:
-        advice = run.serve(stage, advice, next(found for found in candidates if found.name == chosen), metric, begun)
+    experience.add_all(final_trials(source, plan.kinds, metric, candidates))
+    if advice is not None and advice.precisions:
+        speedups = {found.name: found.speedup for found in candidates if found.speedup is not None}
+        advice = advice.model_copy(update={"precisions": seeker.precisions(advice.goal, advice.stopped_because, speedups)})
+    fit = fitting(stage.goal.resolved, candidates) if stage else []
+    chosen = gates.choose(fit, plan.objective) or gates.choose(candidates, plan.objective)
+    if stage is not None and advice is not None:
+        if chosen:
+            advice = run.serve(stage, advice, next(found for found in candidates if found.name == chosen), metric, begun)
+        advice = advice.model_copy(update={"is_target_met": bool(chosen) and not advice.missed})
         chosen = "" if advice.missed else chosen
     progress("concluding", 1.0, "every candidate was measured")
     report = Report(
@@ -288,8 +297,10 @@ def _first_part(progress: Progress) -> Progress:
     return told
 
 
-def _seeker(plan: Plan, metric: Metric, maker: Maker, comparison: Comparison, estimator: Estimator, stage: ServingStage) -> Seeker:
-    search = search_for(stage.goal, plan.gates.for_metric(metric), plan.kinds, estimator, comparison.row_seconds())
+def _seeker(
+    plan: Plan, metric: Metric, maker: Maker, comparison: Comparison, estimator: Estimator, stage: ServingStage, experience: Experience
+) -> Seeker:
+    search = search_for(stage.goal, plan.gates.for_metric(metric), plan.kinds, estimator, comparison.row_seconds(), experience)
 
     def tell(share: float, message: str) -> None:
         maker.progress("searching", _SOUGHT * min(share, 1.0), message)
@@ -299,7 +310,7 @@ def _seeker(plan: Plan, metric: Metric, maker: Maker, comparison: Comparison, es
     def serve(model: Model) -> float | None:
         return stage.quick(model, plan.evaluation_seconds * QUICK_SHARE)
 
-    return Seeker(search, maker, comparison, judge, tell, serve)
+    return Seeker(search, maker, comparison, judge, tell, serve, experience.add)
 
 
 def _make_until(plan: Plan, deadline: float | None) -> float:

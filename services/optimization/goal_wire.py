@@ -1,16 +1,19 @@
 """Between the advisor's messages and our own values."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from hone.optimization.v1 import advisor_pb2, goals_pb2
 from hone.optimization.v1 import jobs_pb2 as pb
+from pydantic import BaseModel, ValidationError
 
 from services.chassis.faults import InvalidField
 from services.optimization import conversion
 from services.optimization.advisor.advice import Advice, Tried
 from services.optimization.advisor.economics import Economics, Month, Swing, Until, Worth
 from services.optimization.advisor.goal import Goal
-from services.optimization.advisor.scenarios import PRESETS, Scenario, Targets
+from services.optimization.advisor.precisions import Finding
+from services.optimization.advisor.scenarios import PRESETS, Scenario, Targets, impossible, resolve
 from services.optimization.advisor.search import Outlook
 from services.optimization.advisor.serving.traffic import Traffic
 from services.optimization.outline import Outline
@@ -18,35 +21,67 @@ from services.optimization.recipe import Step
 from services.optimization.report import Interval
 from services.optimization.serving_wire import serving_message
 
+_T = TypeVar("_T", bound=BaseModel)
 _SCENARIOS = {goals_pb2.SCENARIO_UNSPECIFIED: Scenario.THROUGHPUT} | {
     goals_pb2.Scenario.Value(f"SCENARIO_{scenario}"): scenario for scenario in Scenario
 }
 
 
 def goal_from(message: goals_pb2.Goal, field: str = "spec.goal") -> Goal:
-    """Raises InvalidField."""
+    """Raises InvalidField, which tells every field that breaks its rule; a target that no original could meet is told with them."""
+    faults: list[tuple[str, str]] = []
     if message.scenario not in _SCENARIOS:
-        raise InvalidField(f"{field}.scenario", f"{message.scenario} is not a scenario")
-    targets = {name: getattr(message.targets, name) for name in Targets.model_fields if message.targets.HasField(name)}  # type: ignore[arg-type]
-    traffic = traffic_from(message.traffic, f"{field}.traffic")
-    told = {"scenario": _SCENARIOS[message.scenario], "targets": targets, "traffic": traffic, "precisions_only": message.precisions_only}
-    economics = economics_from(message.economics, f"{field}.economics") if message.HasField("economics") else None
-    return conversion.checked(field, lambda: Goal.model_validate(told | {"economics": economics}))
+        faults.append((f"{field}.scenario", f"{message.scenario} is not a scenario"))
+    scenario = _SCENARIOS.get(message.scenario, Scenario.THROUGHPUT)
+    targets = _parsed(Targets, _targets(message.targets), f"{field}.targets", faults)
+    traffic = _parsed(Traffic, _traffic(message.traffic), f"{field}.traffic", faults)
+    told = _economics(message.economics) if message.HasField("economics") else None
+    economics = _parsed(Economics, told, f"{field}.economics", faults) if told is not None else None
+    if faults and targets is not None:
+        faults += [(f"{field}.targets.{fault.field}", fault.advice) for fault in impossible(resolve(PRESETS[scenario], targets), scenario)]
+    if targets is None or traffic is None or faults:
+        raise _invalid(faults)
+    return Goal(scenario=scenario, targets=targets, traffic=traffic, economics=economics, precisions_only=message.precisions_only)
 
 
-def traffic_from(message: goals_pb2.Traffic, field: str) -> Traffic:
-    """What is 0 or empty takes its default. Raises InvalidField."""
+def _parsed(kind: type[_T], told: Mapping[str, Any], field: str, faults: list[tuple[str, str]]) -> _T | None:
+    """None where there are faults, which are added."""
+    try:
+        return kind.model_validate(told)
+    except ValidationError as error:
+        faults += conversion.faults_of(field, error)
+        return None
+
+
+def _targets(message: goals_pb2.Targets) -> Mapping[str, Any]:
+    return {name: getattr(message, name) for name in Targets.model_fields if message.HasField(name)}  # type: ignore[arg-type]
+
+
+def _traffic(message: goals_pb2.Traffic) -> Mapping[str, Any]:
+    """What is 0 or empty takes its default."""
     lists = {name: tuple(getattr(message, name)) for name in ("texts", "token_lengths", "request_rows", "gaps_s")}
     numbers = {name: getattr(message, name) for name in ("callers", "rate", "gamma_shape", "repeat_share")}
-    told = {name: value for name, value in (lists | numbers).items() if value}
-    return conversion.checked(field, lambda: Traffic.model_validate(told))
+    return {name: value for name, value in (lists | numbers).items() if value}
 
 
 def economics_from(message: goals_pb2.Economics, field: str) -> Economics:
-    """What is 0 takes its default. Raises InvalidField."""
+    """What is 0 takes its default. Raises InvalidField, which tells every field that breaks its rule."""
+    faults: list[tuple[str, str]] = []
+    economics = _parsed(Economics, _economics(message), field, faults)
+    if economics is None:
+        raise _invalid(faults)
+    return economics
+
+
+def _economics(message: goals_pb2.Economics) -> Mapping[str, Any]:
     told = {name: value for name in Economics.model_fields if (value := getattr(message, name))}
     required = {name: getattr(message, name) for name, info in Economics.model_fields.items() if info.is_required()}
-    return conversion.checked(field, lambda: Economics.model_validate(required | told))
+    return required | told
+
+
+def _invalid(faults: Sequence[tuple[str, str]]) -> InvalidField:
+    (field, reason), *others = faults
+    return InvalidField(field, "; ".join([reason, *(f"{path}: {fault}" for path, fault in others)]))
 
 
 def goal_message(goal: Goal) -> goals_pb2.Goal:
@@ -85,6 +120,8 @@ def recommendation_message(advice: Advice, chosen: str) -> advisor_pb2.Recommend
         is_target_met=advice.is_target_met,
         chosen=chosen,
         front=advice.front,
+        skipped=[advisor_pb2.SkippedTrial(**skipped.model_dump()) for skipped in advice.skipped],
+        precisions=[_precision(found) for found in advice.precisions],
         serving=serving_message(advice.served) if advice.served else None,
         serving_note=advice.serving_note,
         missed=advice.missed,
@@ -136,6 +173,19 @@ def worth_message(worth: Worth) -> advisor_pb2.Worth:
         payoff=advisor_pb2.Payoff.Value(f"PAYOFF_{worth.payoff}"),
         verdict=worth.verdict,
         left_out=worth.left_out,
+    )
+
+
+def _precision(found: Finding) -> advisor_pb2.PrecisionFinding:
+    return advisor_pb2.PrecisionFinding(
+        precision=advisor_pb2.Precision.Value(f"PRECISION_{found.precision}"),
+        recipe=found.recipe,
+        speedup=_interval(found.speedup),
+        size_ratio=found.size_ratio,
+        loss=_interval(found.loss),
+        qualifies=found.qualifies,
+        reason=found.reason,
+        note=found.note,
     )
 
 

@@ -10,7 +10,7 @@ from hone.optimization.v1 import jobs_pb2 as pb
 from hone.optimization.v1 import jobs_pb2_grpc
 
 from services.chassis.faults import InvalidField, Overloaded, Unavailable, WrongState
-from services.optimization import conversion, page, planning, wire
+from services.optimization import conversion, page, page_wire, planning, wire
 from services.optimization.jobs.job import Job, State
 from services.optimization.jobs.runner import Runner
 from services.optimization.jobs.scheduling import OverBudget
@@ -91,7 +91,8 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
     def _outline(self, source: Resolved, spec: Spec) -> Outline:
         original = Model(source.folder, source.manifest.signature)
         try:
-            return outline(spec, original, self._repository, self._runner.kept_steps, planning.seconds(spec, self._settings))
+            seconds, threads = planning.seconds(spec, self._settings), self._runner.cores_of(spec.budget)
+            return outline(spec, original, self._repository, self._runner.kept_steps, seconds, threads)
         except planning.Refused as error:
             raise InvalidField(f"spec.{error.field}", error.reason) from error
 
@@ -107,10 +108,11 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
             raise InvalidField(f"spec.{error.field}", error.reason) from error
 
     async def GetReportPage(self, request: pb.GetReportPageRequest, context: Context) -> pb.GetReportPageResponse:
+        live = page_wire.live_from(request)
         job = await asyncio.to_thread(self._store.get, request.id)
         if not job.report:
             raise WrongState(f"job {job.id} is {job.state} and has no report")
-        return pb.GetReportPageResponse(html=await asyncio.to_thread(_page, job))
+        return pb.GetReportPageResponse(html=await asyncio.to_thread(_page, job, live))
 
     def _create(self, job: Job) -> Job:
         if self._store.count(State.QUEUED) >= self._settings.max_queued_jobs:
@@ -156,9 +158,9 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         return pb.ListTechniquesResponse(techniques=[wire.technique_message(technique) for technique in TECHNIQUES])
 
 
-def _page(job: Job) -> str:
+def _page(job: Job, live: page.Live) -> str:
     story = page.Story.of(job, Spec.model_validate_json(job.spec))
-    return page.render(story, Report.model_validate_json(job.report))
+    return page.render(story, Report.model_validate_json(job.report), live)
 
 
 def _state(index: int, value: "pb.JobState.ValueType") -> State:

@@ -7,6 +7,7 @@ from typing import Any
 
 from services.optimization import data as job_data
 from services.optimization.advisor.goal import gates_for
+from services.optimization.advisor.ladder import FORMATS
 from services.optimization.advisor.scenarios import Original, check
 from services.optimization.data import Data, check_disjoint, read
 from services.optimization.estimating import Estimator, PlannedStep
@@ -85,9 +86,11 @@ def check_goal(spec: Spec, size_bytes: int) -> None:
     if spec.goal is None:
         return
     goal = spec.goal
-    faults = check(goal.resolved, goal.preset.objective, Original(size_bytes=size_bytes), has_training=bool(spec.training))
+    found = check(goal.resolved, goal.preset.objective, Original(size_bytes=size_bytes), has_training=bool(spec.training))
+    faults = [*found, *goal.contradictions()]
     if faults:
-        raise Refused(f"goal.targets.{faults[0].field}", "; ".join([str(faults[0]).partition(": ")[2], *map(str, faults[1:])]))
+        others = (f"spec.goal.targets.{fault}" for fault in faults[1:])
+        raise Refused(f"goal.targets.{faults[0].field}", "; ".join([faults[0].advice, *others]))
 
 
 def _resolved_teacher(reference: str, signature: Signature, repository: Repository) -> str:
@@ -140,6 +143,8 @@ def _check_recipes(spec: Spec, signature: Signature) -> None:
     if spec.goal is not None:
         if spec.recipes:
             raise Refused("recipes", "a goal finds its own: name recipes or a goal, not both")
+        if signature.format not in FORMATS:
+            raise Refused("source", f"a search begins with a model in the format {' or '.join(FORMATS)}; this one is {signature.format}")
         return
     recipes = recipes_of(spec, signature)
     if not recipes:
@@ -218,7 +223,8 @@ def estimator(spec: Spec, original: Model, repository: Repository, kept_steps: P
     taught_by = Model(teacher.folder, teacher.signature) if teacher else original
     materials = Materials(taught_by, found["calibration"], found["training"], spec.seed, threads=1)
     history = History(kept_steps / HISTORY)
-    return Estimator(original, materials, Steps(materials, KeptSteps(kept_steps), history, kept_steps), history, len(found["evaluation"]))
+    steps = Steps(materials, KeptSteps(kept_steps), history, kept_steps)
+    return Estimator(original, materials, steps, history, found["evaluation"])
 
 
 def estimate(spec: Spec, original: Model, repository: Repository, kept_steps: Path, evaluation_seconds: float) -> Estimate:

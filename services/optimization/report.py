@@ -28,7 +28,10 @@ class Interval(Frozen):
 
 
 class Quality(Frozen):
-    """One metric of a candidate beside the original's; `difference` is candidate minus original, paired by example."""
+    """One metric of a candidate beside the original's; `difference` is candidate minus original, paired by example.
+
+    Of a perplexity it is a share of the original's.
+    """
 
     metric: Metric
     original: Interval

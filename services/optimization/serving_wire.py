@@ -19,6 +19,7 @@ def serving_message(served: ServedAdvice) -> advisor_pb2.Serving:
         settings=struct(advice.settings),
         settings_tried=[*(_tried(each, kept=True) for each in advice.kept), *(_tried(each, kept=False) for each in advice.not_kept)],
         settings_left=advice.left,
+        settings_failed=advice.failed,
         original_at_rate=_served(served.original_at_rate) if served.original_at_rate else None,
         chosen_at_rate=_served(served.candidate_at_rate) if served.candidate_at_rate else None,
         original_capacity=_capacity(served.original_capacity),

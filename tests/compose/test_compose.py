@@ -8,7 +8,7 @@ import hone
 import numpy as np
 import pytest
 from hone.optimization.v1 import jobs_pb2
-from hone.specs import job_spec
+from hone.specs import goal, job_spec
 
 from benchmarks.sentences import sentences
 from tests.compose.compose_project import ComposeProject, eventually
@@ -70,6 +70,16 @@ def test_a_model_is_pushed_optimized_published_and_served(suite: ComposeProject,
     original, candidate = client.embed("minilm", TEXTS), client.embed(CANDIDATE, TEXTS)
     assert (original.served.version, candidate.served.version) == (1, 2)
     np.testing.assert_allclose(candidate.vectors, original.vectors, atol=1e-4)
+
+
+def test_a_goal_is_met_with_serving_measured_inside_the_container(suite: ComposeProject, client: hone.Client) -> None:
+    wanted = goal("throughput", min_speedup=1.02, max_loss=0.05)
+    spec = job_spec("minilm@1", evaluation=sentences(150, seed=8), goal=wanted, publish_as="advised", budget_seconds=120)
+    ended = client.jobs.wait(client.advisor.recommend(spec).id)
+    found = client.advisor.get(ended.id)
+    assert ended.published == "advised@1", (ended.failure, found)
+    assert not found.serving_note
+    assert found.serving.chosen.requests > 0
 
 
 def test_every_replica_answers_when_inference_is_scaled(suite: ComposeProject, client: hone.Client) -> None:

@@ -37,6 +37,7 @@ class Doors:
     repository: Repository
     store: JobStore
     job_servicer: JobServicer
+    address: str
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
     jobs_pb2_grpc.add_JobServiceServicer_to_server(servicer, server.grpc)
     advisor_pb2_grpc.add_AdvisorServiceServicer_to_server(AdvisorServicer(servicer, store), server.grpc)
     models_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(repository, uploads), server.grpc)
-    async with server.running([]), grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+    async with server.running([]), grpc.aio.insecure_channel(address := f"127.0.0.1:{server.port}") as channel:
         jobs, models = jobs_pb2_grpc.JobServiceStub(channel), models_pb2_grpc.ModelServiceStub(channel)
-        yield Doors(jobs, models, advisor_pb2_grpc.AdvisorServiceStub(channel), repository, store, servicer)
+        yield Doors(jobs, models, advisor_pb2_grpc.AdvisorServiceStub(channel), repository, store, servicer, address)
     store.close()

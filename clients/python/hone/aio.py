@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hone import cached, channel, folders, results, specs
 from hone.aio_advisor import Advisor
 from hone.aio_datasets import Datasets
+from hone.aio_rollouts import Rollouts
 from hone.cache.v1 import cache_pb2, cache_pb2_grpc
 from hone.client import NOT_YET, PASSING, POLL_S, WATCH_TIMEOUT_S
 from hone.inference.v1 import inference_pb2, inference_pb2_grpc
@@ -49,6 +50,7 @@ class Client:
         self.datasets = Datasets(self._channels[targets.optimization], timeout)
         self.advisor = Advisor(self._channels[targets.optimization], timeout)
         self.jobs = Jobs(self._channels[targets.optimization], timeout)
+        self.rollouts = Rollouts(self)
         self.cache = CacheClient(targets.cache, connection=self._channels[targets.cache], timeout=timeout)
 
     async def __aenter__(self) -> Self:
@@ -301,9 +303,10 @@ class Jobs:
         """What a job would do and about how long it would take; nothing is created."""
         return await self._stub.PlanJob(jobs_pb2.PlanJobRequest(spec=spec), timeout=self._timeout)
 
-    async def report_page(self, job_id: str) -> str:
-        """The report as one HTML page."""
-        return (await self._stub.GetReportPage(jobs_pb2.GetReportPageRequest(id=job_id), timeout=self._timeout)).html
+    async def report_page(self, job_id: str, *, live: Sequence[jobs_pb2.LiveFigures] = (), live_remark: str = "") -> str:
+        """The report as one HTML page; of a job with a goal, `live` stands beside what was predicted. Raises grpc.RpcError."""
+        request = jobs_pb2.GetReportPageRequest(id=job_id, live=live, live_remark=live_remark)
+        return (await self._stub.GetReportPage(request, timeout=self._timeout)).html
 
     async def techniques(self) -> Sequence[jobs_pb2.Technique]:
         return (await self._stub.ListTechniques(jobs_pb2.ListTechniquesRequest(), timeout=self._timeout)).techniques

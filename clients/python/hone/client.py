@@ -17,6 +17,7 @@ from hone.datasets import Datasets
 from hone.inference.v1 import inference_pb2, inference_pb2_grpc
 from hone.optimization.v1 import jobs_pb2, jobs_pb2_grpc
 from hone.repository.v1 import models_pb2, models_pb2_grpc
+from hone.rollouts import Rollouts
 from hone.transfers import ATTEMPTS, UPLOAD_TIMEOUT_S, Progress, refuse_all_but_unknown, resuming
 
 WATCH_TIMEOUT_S = 600.0  # of one stream; watching goes on with the next
@@ -56,6 +57,7 @@ class Client:
         self.datasets = Datasets(self._channels[targets.optimization], timeout)
         self.advisor = Advisor(self._channels[targets.optimization], timeout)
         self.jobs = Jobs(self._channels[targets.optimization], timeout)
+        self.rollouts = Rollouts(self)
         self.cache = Cache(self._channels[targets.cache], timeout)
 
     def __enter__(self) -> Self:
@@ -329,9 +331,10 @@ class Jobs:
         """What a job would do and about how long it would take; nothing is created."""
         return self._stub.PlanJob(jobs_pb2.PlanJobRequest(spec=spec), timeout=self._timeout)
 
-    def report_page(self, job_id: str) -> str:
-        """The report as one HTML page."""
-        return (self._stub.GetReportPage(jobs_pb2.GetReportPageRequest(id=job_id), timeout=self._timeout)).html
+    def report_page(self, job_id: str, *, live: Sequence[jobs_pb2.LiveFigures] = (), live_remark: str = "") -> str:
+        """The report as one HTML page; of a job with a goal, `live` stands beside what was predicted. Raises grpc.RpcError."""
+        request = jobs_pb2.GetReportPageRequest(id=job_id, live=live, live_remark=live_remark)
+        return self._stub.GetReportPage(request, timeout=self._timeout).html
 
     def techniques(self) -> Sequence[jobs_pb2.Technique]:
         return self._stub.ListTechniques(jobs_pb2.ListTechniquesRequest(), timeout=self._timeout).techniques

@@ -2,8 +2,11 @@
 
 from services.optimization.advisor.economics import Measured, Worth
 from services.optimization.advisor.goal import Goal
+from services.optimization.advisor.precisions import Finding
 from services.optimization.advisor.rung import Trial
+from services.optimization.advisor.search import Outlook
 from services.optimization.advisor.serving.served import ServedAdvice
+from services.optimization.evaluation.metrics import Metric
 from services.optimization.recipe import Step
 from services.optimization.report import Interval
 from services.repository.manifest import Frozen
@@ -39,14 +42,30 @@ class Tried(Frozen):
         )
 
 
+class Skipped(Frozen):
+    """What was not tried, for its small chance to meet the goal, and what that is expected by."""
+
+    name: str
+    expected_speedup: float
+    chance: float
+    basis: str
+
+    @classmethod
+    def of(cls, outlook: Outlook) -> "Skipped":
+        return cls(name=outlook.rung.name, expected_speedup=outlook.speedup.median, chance=outlook.chance, basis=outlook.basis)
+
+
 class Advice(Frozen):
     """In the order of the search."""
 
     goal: Goal
+    metric: Metric = Metric.FIDELITY  # that the trials' losses are of
     trials: tuple[Tried, ...] = ()
     stopped_because: str = ""
     is_target_met: bool = False
     front: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()  # the likeliest first
+    precisions: tuple[Finding, ...] = ()  # one for each, where precisions alone were asked for
     seconds: float = 0.0
     served: ServedAdvice | None = None
     serving_note: str = ""  # why there is none

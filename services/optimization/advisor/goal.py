@@ -1,12 +1,17 @@
 """What a job is asked to reach, where it is given no recipes."""
 
+import math
+from collections.abc import Iterator
+
 from services.optimization.advisor.economics import Economics
-from services.optimization.advisor.scenarios import PRESETS, Preset, Scenario, Targets, resolve
+from services.optimization.advisor.scenarios import PRESETS, Fault, Preset, Scenario, Targets, resolve
 from services.optimization.advisor.search import Wanted
 from services.optimization.advisor.serving.traffic import Traffic
 from services.optimization.evaluation.metrics import Metric
 from services.optimization.recipe import Gates, Objective
 from services.repository.manifest import Frozen
+
+_SAME_RATE = 1e-3
 
 
 class Goal(Frozen):
@@ -21,6 +26,21 @@ class Goal(Frozen):
     @property
     def preset(self) -> Preset:
         return PRESETS[self.scenario]
+
+    @property
+    def served_traffic(self) -> Traffic:
+        """At the rate that the targets hold at, where they tell one: recorded gaps are scaled to it."""
+        rows_per_second = self.targets.at_rows_per_second
+        if rows_per_second is None:
+            return self.traffic
+        return self.traffic.model_copy(update={"rate": rows_per_second / self.traffic.mean_request_rows})
+
+    def contradictions(self) -> Iterator[Fault]:
+        """Between targets and traffic; recorded gaps alone are none, since they can be played at any rate."""
+        asked, told = self.targets.at_rows_per_second, self.traffic.rate * self.traffic.mean_request_rows
+        if asked is not None and told and not math.isclose(asked, told, rel_tol=_SAME_RATE):
+            reason = f"{asked:g} rows per second, where the traffic's rate tells {told:g}"
+            yield Fault(field="at_rows_per_second", reason=reason, nearest=told)
 
     @property
     def resolved(self) -> Targets:

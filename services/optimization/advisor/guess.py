@@ -6,6 +6,8 @@ from statistics import NormalDist
 from typing import Self
 
 _NORMAL = NormalDist()
+_NEGLIGIBLE = 0.05  # of two parts of a sum
+_IMPOSSIBLE = -8.0  # standard deviations
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +31,36 @@ class Guess:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A loss of quality, exponential with this mean (0: none): small ones are likely, and large ones never impossible."""
+    """A loss of quality: what was measured of it, normal, and beside that what nobody measured, exponential with this mean.
 
-    mean: float
+    Of the exponential part small ones are likely, and large ones never impossible; what was measured may be a gain.
+    """
+
+    mean: float  # 0: there is no such part
+    measured: float = 0.0
+    spread: float = 0.0  # standard deviation of what was measured
 
     def __add__(self, other: Self) -> "Loss":
-        return Loss(self.mean + other.mean)
+        return Loss(self.mean + other.mean, self.measured + other.measured, math.hypot(self.spread, other.spread))
 
     def chance_within(self, bound: float) -> float:
-        """That it is at most `bound`."""
-        return 1.0 if self.mean <= 0 else 1 - math.exp(-bound / self.mean)
+        """That it is at most `bound`: the distribution of the sum of both parts."""
+        left = bound - self.measured
+        if self.mean <= 0:
+            return _below(left, self.spread)
+        if self.spread < _NEGLIGIBLE * self.mean:
+            return 1 - math.exp(-max(0.0, left) / self.mean)
+        if self.mean < _NEGLIGIBLE * self.spread:  # its exponent would overflow
+            return _below(left - self.mean, self.spread)
+        score, ratio = left / self.spread, self.spread / self.mean
+        if score < _IMPOSSIBLE:
+            return 0.0
+        return max(0.0, _NORMAL.cdf(score) - math.exp(ratio * (ratio / 2 - score)) * _NORMAL.cdf(score - ratio))
+
+
+def _below(bound: float, spread: float) -> float:
+    """That a normal variable around 0 is at most `bound`."""
+    return _NORMAL.cdf(bound / spread) if spread > 0 else float(bound >= 0)
 
 
 @dataclass(frozen=True, slots=True)

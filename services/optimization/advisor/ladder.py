@@ -15,6 +15,7 @@ from services.optimization.estimating import PlannedStep
 from services.optimization.recipe import Kinds, Step
 from services.repository.manifest import Format, Signature, Task
 
+FORMATS = (Format.HUGGINGFACE, Format.ONNX)  # of models that a search can begin with
 TRIAL_S = 20.0  # to compare and to time one candidate, beside what making it takes
 _SPREAD = 0.4  # of a speed-up that nobody measured here
 _EPOCHS = {2: 3e-4, 8: 5e-4}  # of a student's training, with the learning rate that goes with so many
@@ -27,6 +28,7 @@ class Anatomy:
 
     layers: int = 0
     intermediate_size: int = 0
+    hidden_size: int = 0  # decides nothing, and tells how alike two models are
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,9 @@ class Costs:
     row_seconds: float  # of the original's answer to one example
     training_rows: int
 
-    def of(self, steps: Sequence[Step]) -> float:
-        return sum(step.seconds for step in self.planned(steps))
+    def of(self, steps: Sequence[Step]) -> tuple[float, ...]:
+        """Each step's."""
+        return tuple(step.seconds for step in self.planned(steps))
 
     def trained(self, step: Step, share: float, epochs: int) -> float:
         """Of one step that trains a model which takes `share` of the original's time.
@@ -113,7 +116,8 @@ def _name(parts: tuple[_Part, ...]) -> str:
 
 def _rung(name: str, parts: tuple[_Part, ...], costs: Costs, **told: Any) -> Rung:
     steps = tuple(step for part in parts for step in part.steps)
-    return Rung(name, steps, tuple(part.name for part in parts), costs.of(steps) + TRIAL_S, **told)
+    seconds = costs.of(steps)
+    return Rung(name, steps, tuple(part.name for part in parts), sum(seconds) + TRIAL_S, step_seconds=seconds, **told)
 
 
 def _trained(smaller: _Smaller, engine: tuple[_Part, ...], costs: Costs) -> Iterator[Rung]:
@@ -121,9 +125,10 @@ def _trained(smaller: _Smaller, engine: tuple[_Part, ...], costs: Costs) -> Iter
     yield shape
     for training in smaller.trainings:
         steps = (training.step, *(step for part in engine for step in part.steps))
-        seconds = shape.seconds + costs.trained(training.step, smaller.share, training.epochs)
+        made, *run = shape.step_seconds
+        seconds = (made + costs.trained(training.step, smaller.share, training.epochs), *run)
         name = f"{smaller.part.name}-{training.name}-{_name(engine)}"
-        yield Rung(name, steps, (*shape.parts, training.name), seconds, shape=shape.name)
+        yield Rung(name, steps, (*shape.parts, training.name), sum(seconds) + TRIAL_S, shape=shape.name, step_seconds=seconds)
 
 
 # Engines and precisions

@@ -3,6 +3,7 @@
 from services.optimization.advisor.economics import Capacity, Measured, Speedup
 from services.optimization.advisor.serving.served import ServedAdvice
 from services.optimization.evaluation.metrics import Metric
+from services.optimization.evaluation.quality import loss_of
 from services.optimization.report import Candidate, Interval, Quality
 
 _SECONDS_PER_HOUR = 3600
@@ -26,11 +27,8 @@ def measured(served: ServedAdvice, candidate: Candidate, metric: Metric, job_sec
 
 
 def _points(quality: Quality | None) -> Interval:
-    """Of 0.01, better is positive; of a perplexity its share of the original's."""
+    """Of 0.01, better is positive; of a perplexity percent of the original's."""
     if quality is None:
         return Interval(estimate=0, low=0, high=0)
-    difference = quality.difference
-    if not quality.metric.lower_is_better:
-        return Interval(estimate=100 * difference.estimate, low=100 * difference.low, high=100 * difference.high)
-    scale = -100 / quality.original.estimate
-    return Interval(estimate=scale * difference.estimate, low=scale * difference.high, high=scale * difference.low)
+    lost = loss_of(quality)
+    return Interval(estimate=-100 * lost.estimate, low=-100 * lost.high, high=-100 * lost.low)

@@ -17,6 +17,7 @@ class Rung:
     is_shape: bool = False  # untrained: its speed and size are those of the trained one, its answers are not
     shape: str = ""  # the rung that is this one untrained
     is_precision: bool = False  # the model as it is, in one precision
+    step_seconds: tuple[float, ...] = ()  # of `seconds`, each step's: what was made already costs nothing
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,9 +80,13 @@ class Fault(Frozen):
     reason: str
     nearest: float | None = None
 
+    @property
+    def advice(self) -> str:
+        nearest = "leave it out" if self.nearest is None else f"nearest feasible: {self.nearest:.12g}"
+        return f"{self.reason}; {nearest}"
+
     def __str__(self) -> str:
-        advice = "leave it out" if self.nearest is None else f"nearest feasible: {self.nearest:.12g}"
-        return f"{self.field}: {self.reason}; {advice}"
+        return f"{self.field}: {self.advice}"
 
 
 def resolve(preset: Preset, targets: Targets) -> Targets:
@@ -100,6 +104,12 @@ def check(targets: Targets, objective: Objective, original: Original, *, has_tra
         *_speedup_faults(targets, objective),
         *_loss_faults(targets.max_loss),
     )
+
+
+def impossible(targets: Targets, scenario: Scenario) -> tuple[Fault, ...]:
+    """As `check`, of what no original could meet; sizes hang on the original. `targets` are resolved."""
+    of_no_size = targets.model_copy(update={"max_size_bytes": None, "max_memory_bytes": None})
+    return check(of_no_size, PRESETS[scenario].objective, Original(size_bytes=1))
 
 
 def _size_faults(field: str, asked: int | None, of_original: int, least: int) -> Iterator[Fault]:

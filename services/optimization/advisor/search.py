@@ -1,13 +1,16 @@
 """Which recipe to try next, on the way from a goal to the first recipe that meets it. No model, no clock, no file."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from services.optimization.advisor.guess import Guess, Loss, Prior
+from services.optimization.advisor.learning import Belief
+from services.optimization.advisor.observation import INTERVAL_SPREADS, MEASURED_SPREAD, NOWHERE, Context, Observation
 from services.optimization.advisor.rung import Rung, Trial
+from services.optimization.recipe import Step
+from services.optimization.report import Interval
 
-MEASURED_SPREAD = 0.05  # of the logarithm of a speed-up that was measured in a short run
 HOPELESS = 0.02  # chance below which a recipe is not worth any time
 BETTER = 1.05  # without a target, what is worth going on for
 
@@ -62,20 +65,38 @@ class Search:
 
     Among things of which any may succeed, each with a chance and a cost of its own, that order finds the first success at the
     lowest expected cost (the classical result for searching boxes one by one). Chances are of priors at first: the published rule
-    of thumb, or what earlier jobs measured on this machine. Each trial replaces guesses by measurements, for the recipe and for
-    those built upon it. A prior never accepts or rejects anything: it says what is tried first, and what is not worth its time.
+    of thumb, corrected by what earlier jobs measured on this machine. Each trial replaces guesses by measurements, for the recipe and
+    for those built upon it, and corrects what is expected of its parts elsewhere. A prior never accepts or rejects anything: it says
+    what is tried first, and what is not worth its time.
     """
 
-    def __init__(self, rungs: Sequence[Rung], wanted: Wanted, priors: Mapping[str, Prior], *, exhaustive: bool = False) -> None:
-        """`priors` by part; every part of every rung has one. `exhaustive` tries all, whatever is met or hopeless, while there is time."""
+    def __init__(
+        self,
+        rungs: Sequence[Rung],
+        wanted: Wanted,
+        priors: Mapping[str, Prior],
+        *,
+        exhaustive: bool = False,
+        evidence: Sequence[Observation] = (),
+        here: Context = NOWHERE,
+    ) -> None:
+        """`priors` by part; every part of every rung has one. `evidence` is of earlier searches, the oldest first.
+
+        `exhaustive` tries all, whatever is met or hopeless, while there is time.
+        """
         self.wanted = wanted
         self.trials: list[Trial] = []
         self._exhaustive = exhaustive
         self._rungs = {rung.name: rung for rung in rungs}
-        self._priors = priors
+        self.priors, self._here, self._evidence = priors, here, [*evidence]
+        self._belief = Belief(priors, here, self._evidence)
 
     def learn(self, trial: Trial) -> None:
         self.trials.append(trial)
+        found = Observation.of(trial, self._here)
+        if found is not None:
+            self._evidence.append(found)
+            self._belief = Belief(self.priors, self._here, self._evidence)
 
     def want_more(self, speedup: float) -> None:
         """What met the target turned out not to: so much is wanted from now on."""
@@ -91,6 +112,16 @@ class Search:
         """Of all that is left to be judged whole, the best first; a shape comes with what it is the shape of."""
         found = [self._outlook(rung) for rung in self.left if not rung.is_shape]
         return sorted(found, key=lambda outlook: outlook.index, reverse=True)
+
+    def skipped(self) -> list[Outlook]:
+        """Left out for their small chance to meet the goal, the likeliest first; not what is built upon a failure, or has no time left.
+
+        None is left out for ever: what is believed of it follows less from a trial the less alike the model, the older the trial and
+        the software are, and far from all of them the rule of thumb has its chance again. What lost too much of the very same model and
+        data is left out until one of them or a library changes: it would come to the same answers.
+        """
+        found = [outlook for outlook in self.outlooks() if outlook.chance < HOPELESS and self._can_be_made(outlook.rung)]
+        return [] if self._exhaustive else sorted(found, key=lambda outlook: outlook.chance, reverse=True)
 
     def next(self, seconds_left: float) -> Rung | Stop:
         """The rung to try now, or why none is."""
@@ -120,13 +151,18 @@ class Search:
         speedup, size_ratio, loss = self._expected(rung)
         chance = self._chance(speedup, size_ratio, loss) if self._can_be_made(rung) else 0.0
         shape = self._rungs.get(rung.shape)
-        extra = shape.seconds if shape is not None and self._trial(shape.name) is None else 0.0
-        return Outlook(rung, speedup, size_ratio, loss, chance, rung.seconds + extra, self._basis(rung))
+        extra = self.seconds_of(shape) if shape is not None and self._trial(shape.name) is None else 0.0
+        return Outlook(rung, speedup, size_ratio, loss, chance, self.seconds_of(rung) + extra, self._basis(rung))
+
+    def seconds_of(self, rung: Rung) -> float:
+        """To make and measure it now: the steps that it begins with were made already where a trial began with them."""
+        made = max((_shared(rung.steps, trial.rung.steps) for trial in self.trials if trial.is_feasible), default=0)
+        return rung.seconds - sum(rung.step_seconds[:made])
 
     def _basis(self, rung: Rung) -> str:
         fast = self._closest(rung, lambda trial: trial.speedup is not None)
-        told = [self._priors[part].basis for part in _missing(rung, fast)]
-        return ", ".join(dict.fromkeys([*(["measured"] if fast is not None else []), *told]))
+        told = self._belief.of(_missing(rung, fast)).basis
+        return ", ".join(filter(None, ["measured" if fast is not None else "", told]))
 
     def _chance(self, speedup: Guess, size_ratio: Guess, loss: Loss) -> float:
         fast, small = self._bounds()
@@ -145,19 +181,17 @@ class Search:
         return not any(rung.steps[: len(steps)] == steps for steps in failed)
 
     def _expected(self, rung: Rung) -> tuple[Guess, Guess, Loss]:
-        """Measured for as many of its parts as were, together; the other parts by their priors."""
+        """Measured for as many of its parts as were, together; the other parts by what is believed of them."""
         fast = self._closest(rung, lambda trial: trial.speedup is not None)
         good = self._closest(rung, lambda trial: trial.loss is not None)
         speedup, size_ratio, loss = Guess(1.0, 0.0), Guess(1.0, 0.0), Loss(0.0)
         if fast is not None and fast.speedup is not None:
             speedup, size_ratio = Guess(fast.speedup.estimate, MEASURED_SPREAD), Guess(fast.size_ratio, 0.0)
-        for part in _missing(rung, fast):
-            speedup, size_ratio = speedup * self._priors[part].speedup, size_ratio * self._priors[part].size_ratio
+        others = self._belief.of(_missing(rung, fast))
+        speedup, size_ratio = speedup * others.speedup, size_ratio * others.size_ratio
         if good is not None and good.loss is not None:
-            loss = Loss(max(0.0, good.loss.estimate))
-        for part in _missing(rung, good):
-            loss = loss + self._priors[part].loss
-        return speedup, size_ratio, loss
+            loss = _carried(rung, good, good.loss)
+        return speedup, size_ratio, loss + self._belief.of(_missing(rung, good)).loss
 
     def _closest(self, rung: Rung, told: Callable[[Trial], bool]) -> Trial | None:
         """The trial of the most of its parts, that has what is asked for."""
@@ -165,9 +199,21 @@ class Search:
         return max(known, key=lambda trial: len(trial.rung.parts), default=None)
 
 
-def _missing(rung: Rung, trial: Trial | None) -> Iterator[str]:
+def _missing(rung: Rung, trial: Trial | None) -> list[str]:
     known = trial.rung.parts if trial is not None else ()
-    return (part for part in rung.parts if part not in known)
+    return [part for part in rung.parts if part not in known]
+
+
+def _carried(rung: Rung, trial: Trial, lost: Interval) -> Loss:
+    """What a rung loses with a trial's parts: surely that much where it goes on from the very model, else about as much."""
+    if rung.steps[: len(trial.rung.steps)] == trial.rung.steps:
+        return Loss(0.0, lost.estimate, (lost.high - lost.low) / INTERVAL_SPREADS)
+    return Loss(max(0.0, lost.estimate))
+
+
+def _shared(one: Sequence[Step], other: Sequence[Step]) -> int:
+    """Steps that both begin with."""
+    return next((index for index, (mine, theirs) in enumerate(zip(one, other, strict=False)) if mine != theirs), min(len(one), len(other)))
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:

@@ -1,13 +1,17 @@
 """A search carried out: each recipe made, compared and timed in turns with the original, until the goal is met."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
-from services.optimization.advisor.advice import Advice, Tried
+from services.optimization.advisor.advice import Advice, Skipped, Tried
 from services.optimization.advisor.anatomy import anatomy_of
+from services.optimization.advisor.experience import Experience
 from services.optimization.advisor.goal import Goal, wanted
 from services.optimization.advisor.ladder import Costs, ladder
+from services.optimization.advisor.observation import NOWHERE
+from services.optimization.advisor.precisions import Finding, Limits, findings, is_worth_trying
 from services.optimization.advisor.rung import Rung, Trial
 from services.optimization.advisor.search import Search, Stop, front
 from services.optimization.environment import cpu_features
@@ -53,19 +57,25 @@ class Judge:
         return judging.judge(evidence, self.gates.model_copy(update={"min_gain": 0}).for_metric(self.metric), self.objective)
 
 
-def search_for(goal: Goal, gates: Gates, kinds: Kinds, estimator: Estimator, row_seconds: float) -> Search:
+def search_for(
+    goal: Goal, gates: Gates, kinds: Kinds, estimator: Estimator, row_seconds: float, experience: Experience | None = None
+) -> Search:
     """What this machine may try on the estimator's original, which answers one example in `row_seconds`; `gates` are those `for_metric`."""
     original = estimator.original
     costs = Costs(estimator.planned, row_seconds, estimator.training_rows)
     found = ladder(original.signature, anatomy_of(original.folder), kinds, cpu_features(), costs)
-    rungs = [rung for rung in found.rungs if rung.is_precision or not goal.precisions_only]
-    return Search(rungs, wanted(goal, size_bytes(original.folder), gates), found.priors, exhaustive=goal.precisions_only)
+    worth_trying = [rung for rung in found.rungs if is_worth_trying(rung.steps, goal.preset.objective, cpu_features())]
+    rungs = [rung for rung in worth_trying if rung.is_precision or not goal.precisions_only]
+    sought = wanted(goal, size_bytes(original.folder), gates)
+    evidence, here = (experience.evidence(), experience.here) if experience else ([], NOWHERE)
+    return Search(rungs, sought, found.priors, exhaustive=goal.precisions_only, evidence=evidence, here=here)
 
 
 class Seeker:
     """Carries out what a Search asks for. `tell` takes the share of the time that is over and a line for the log.
 
-    `serve` measures a model's speed-up through the service, in a short run; None where that cannot be tried.
+    `serve` measures a model's speed-up through the service, in a short run; None where that cannot be tried. `keep` takes each trial,
+    for later searches.
     """
 
     def __init__(
@@ -76,9 +86,10 @@ class Seeker:
         judge: Judge,
         tell: Callable[[float, str], None],
         serve: Callable[[Model], float | None],
+        keep: Callable[[Trial], None] = lambda trial: None,
     ) -> None:
         self._search, self._maker, self._comparison, self._judge = search, maker, comparison, judge
-        self._tell, self._serve = tell, serve
+        self._tell, self._serve, self._keep = tell, serve, keep
         self._tried: list[Tried] = []
 
     def seek(self, goal: Goal, told: Callable[[Advice], None]) -> Advice:
@@ -88,11 +99,12 @@ class Seeker:
             share = (time.monotonic() - begun) / max(whole, 1e-9)
             expected = next((found for found in self._search.outlooks() if rung.name in (found.rung.name, found.rung.shape)), None)
             self._tell(share, f"trying {rung.name}" + (f", expected to be {expected.speedup.median:.1f} times as fast" if expected else ""))
-            trial = self._try(rung, share)
+            trial = self.attempt(rung, share)
             self._search.learn(trial)
+            self._keep(trial)
             self._check_served(goal, trial, share)
             self._tried.append(Tried.of(trial, expected.speedup.median if expected else 0.0))
-            told(self._advice(goal, Stop("it goes on"), begun))
+            told(self._advice(goal, Stop("the search was cut short"), begun))
         return self._advice(goal, rung, begun)
 
     def _check_served(self, goal: Goal, trial: Trial, share: float) -> None:
@@ -115,17 +127,27 @@ class Seeker:
         fastest = sorted(chosen, key=lambda trial: trial.speedup.estimate if trial.speedup else 0.0, reverse=True)[:MOST_FINALISTS]
         return tuple(Recipe(name=trial.rung.name, steps=trial.rung.steps) for trial in fastest)
 
+    def precisions(self, goal: Goal, stopped_because: str, speedups: Mapping[str, Interval] = MappingProxyType({})) -> tuple[Finding, ...]:
+        """Which qualify; `speedups` by recipe are the final run's, where it measured one again: what it answers is the same."""
+        trials = [replace(each, speedup=speedups.get(each.rung.name, each.speedup)) for each in self._search.trials]
+        limits = Limits(goal.preset.objective, goal.resolved, self._comparison.original_bytes)
+        return findings(trials, self._search.left, limits, cpu_features(), stopped_because)
+
     def _advice(self, goal: Goal, stop: Stop, begun: float) -> Advice:
         return Advice(
             goal=goal,
+            metric=self._judge.metric,
             trials=tuple(self._tried),
             stopped_because=stop.reason,
             is_target_met=stop.is_reached,
             front=tuple(trial.rung.name for trial in front(self._search.trials)),
+            skipped=tuple(map(Skipped.of, self._search.skipped())),
+            precisions=self.precisions(goal, stop.reason) if goal.precisions_only else (),
             seconds=time.monotonic() - begun,
         )
 
-    def _try(self, rung: Rung, share: float) -> Trial:
+    def attempt(self, rung: Rung, share: float = 0.0) -> Trial:
+        """Makes it and measures it, `share` of the search's time being over. Raises what exhausts the machine."""
         begun = time.monotonic()
         try:
             made = self._maker.make(Recipe(name=rung.name, steps=rung.steps), share, 0.0)

@@ -41,7 +41,7 @@ class ServingStage:
         targets = self.goal.resolved
         wanted = Wanted(self.goal.preset.objective, seconds, targets.max_p99_ms if search else None, search, self._seed)
         try:
-            return serve_and_tune(self._original, candidate, self._examples, self.goal.traffic, wanted, self._scratch, say=say)
+            return serve_and_tune(self._original, candidate, self._examples, self.goal.served_traffic, wanted, self._scratch, say=say)
         except (TrialFailed, NotEnoughData) as error:
             self.note = f"serving could not be tried: {error}"
             log.warning("serving could not be tried", reason=str(error))

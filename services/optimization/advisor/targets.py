@@ -1,15 +1,29 @@
 """Whether what was measured in the end meets what was asked for: an explicit target is a gate."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from services.optimization.advisor.scenarios import Targets
 from services.optimization.advisor.serving.served import ServedAdvice, ServedFigures
-from services.optimization.report import Measurement
+from services.optimization.report import Candidate, Interval, Measurement
 
 
-def missed(targets: Targets, measurement: Measurement, served: ServedAdvice | None, serving_note: str) -> tuple[str, ...]:
-    """A sentence for each target that the final measurements do not reach; speed and loss of the model itself are the gates'."""
-    return (*_of_model(targets, measurement), *(_of_service(targets, served) if served else _unserved(targets, serving_note)))
+def missed(
+    targets: Targets, measurement: Measurement, speedup: Interval | None, served: ServedAdvice | None, serving_note: str
+) -> tuple[str, ...]:
+    """A sentence for each target that the final measurements do not reach; the model's own loss is the gates'."""
+    of_service = _of_service(targets, served) if served else _unserved(targets, serving_note)
+    return (*_of_model(targets, measurement), *_of_speed(targets.min_speedup, speedup), *of_service)
+
+
+def fitting(targets: Targets, candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Those whose own size, memory and speed reach the targets; what was not measured does not."""
+    measured = [(found, found.measurement) for found in candidates if found.measurement is not None]
+    return [found for found, figures in measured if not [*_of_model(targets, figures), *_of_speed(targets.min_speedup, found.speedup)]]
+
+
+def _of_speed(wanted: float | None, speedup: Interval | None) -> Iterator[str]:
+    if wanted is not None and speedup is not None and speedup.low < wanted:
+        yield f"min_speedup: {speedup.estimate:.2f} (95 % interval {speedup.low:.2f} to {speedup.high:.2f}) is not surely {wanted:g}"
 
 
 def _of_model(targets: Targets, measurement: Measurement) -> Iterator[str]:

@@ -70,7 +70,8 @@ def _payback(worth: Worth, payback: Until) -> str:
 def _hangs_on(worth: Worth) -> str:
     top = worth.sensitivity[0]
     less, more = (f"{_number(value)} {worth.currency}" for value in (top.net_at_less, top.net_at_more))
-    return f"It hangs most on {top.name}: at {_number(top.less)} the net benefit is {less}, at {_number(top.more)} it is {more}."
+    name = top.name.replace("_", " ")
+    return f"It hangs most on {name}: at {_number(top.less)} the net benefit is {less}, at {_number(top.more)} it is {more}."
 
 
 def _range(interval: Interval, unit: str = "", what: str = "") -> str:

@@ -48,6 +48,10 @@ class Runner:
         """Whether a job with that budget could ever run here. Raises scheduling.OverBudget, whose text begins with the field's path."""
         scheduling.check_budget(budget.cores, budget.memory_bytes, self.capacity)
 
+    def cores_of(self, budget: Budget) -> int:
+        """That a job with that budget is given."""
+        return self._need_of(budget).cores
+
     def wake(self) -> None:
         """A job was queued."""
         self._work.set()
@@ -178,6 +182,9 @@ class Runner:
         budget = Budget()
         with suppress(ValueError):
             budget = Spec.model_validate_json(self._store.get(queued.id).spec).budget
+        return self._need_of(budget)
+
+    def _need_of(self, budget: Budget) -> Need:
         return scheduling.need_of(budget.cores, budget.memory_bytes, self._settings.job_defaults, self.capacity)
 
     async def _refuse_hopeless(self, queue: list[Waiting], replica: Replica) -> None:

@@ -12,8 +12,12 @@ from markupsafe import Markup
 
 from services.optimization.evaluation.metrics import Metric
 from services.optimization.page import curve_plot, latency_plot, rules, tradeoff_plot, wording
+from services.optimization.page.advised.facts import facts_of
+from services.optimization.page.advised.part import part_of
+from services.optimization.page.advised.verdict import verdict
 from services.optimization.page.blocks import Block, Curves, Series, blocks, series_of
 from services.optimization.page.headline import chosen_of, headline
+from services.optimization.page.live import Live
 from services.optimization.page.story import Story
 from services.optimization.page.tradeoff import Tradeoff, tradeoff
 from services.optimization.report import Candidate, Measurement, Report, WorkloadResult
@@ -30,21 +34,21 @@ class Illustrator:
     drawn: int = 0
     curves_left: int = MAX_CURVE_PLOTS
 
-    def _name(self) -> str:
+    def name(self) -> str:
         self.drawn += 1
         return f"plot{self.drawn}"
 
     def tradeoff(self, found: Tradeoff) -> Markup:
-        return tradeoff_plot.plot(self._name(), found)
+        return tradeoff_plot.plot(self.name(), found)
 
     def latency(self, tokens: int, lines: Sequence[latency_plot.Line]) -> Markup:
-        return latency_plot.plot(self._name(), tokens, lines)
+        return latency_plot.plot(self.name(), tokens, lines)
 
     def curves(self, block: Curves) -> list[Markup]:
         """One plot for each quantity; fewer, or none, when the page has many."""
         groups = grouped(block.series)[: self.curves_left]
         self.curves_left -= len(groups)
-        return [curve_plot.plot(self._name(), title, series) for title, series in groups]
+        return [curve_plot.plot(self.name(), title, series) for title, series in groups]
 
 
 def grouped(series: Sequence[Series]) -> list[tuple[str, list[Series]]]:
@@ -154,6 +158,16 @@ def embedded(report: Report) -> Markup:
     return Markup(text)  # noqa: S704  holds no "<"
 
 
+def without_texts(report: Report) -> Report:
+    """Without the traffic that users sent: a page is passed on to people who may not read it."""
+    goal = report.advice.get("goal", {})
+    traffic = goal.get("traffic", {})
+    if not traffic.get("texts"):
+        return report
+    kept = {**report.advice, "goal": {**goal, "traffic": {**traffic, "texts": []}}}
+    return report.model_copy(update={"advice": kept})
+
+
 def _metrics(report: Report) -> list[Metric]:
     """Those against labels, the report's own first."""
     found = dict.fromkeys(quality.metric for candidate in report.candidates for quality in candidate.qualities)
@@ -168,8 +182,9 @@ def _template() -> Template:
     return environment.get_template("page.html.jinja")
 
 
-def compose(story: Story, report: Report) -> str:
-    illustrator = Illustrator()
+def compose(story: Story, report: Report, live: Live) -> str:
+    facts, illustrator = facts_of(story, report), Illustrator()
+    story = facts.story if facts else story
     tradeoffs = [tradeoff(story, report, by_size=by_size) for by_size in (False, True)]
     compared = [rules.compare(candidate, report.metric, report.environment) for candidate in report.candidates]
     return _template().render(
@@ -177,7 +192,8 @@ def compose(story: Story, report: Report) -> str:
         story=story,
         report=report,
         gates=story.gates.for_metric(report.metric),
-        headline=headline(story, report),
+        headline=verdict(facts) if facts else headline(story, report),
+        advised=part_of(facts, live, illustrator.name) if facts else None,
         chosen=chosen_of(report),
         metrics=_metrics(report),
         sections=[_section(index, candidate, report) for index, candidate in enumerate(report.candidates)],
@@ -188,5 +204,5 @@ def compose(story: Story, report: Report) -> str:
         environment=blocks(report.environment),
         data=blocks(report.data),
         draw_curves=illustrator.curves,
-        json=embedded(report),
+        json=embedded(without_texts(report)),
     )

@@ -118,11 +118,7 @@ def _reasons(step: Step, precision: Precision, candidate: Candidate, environment
 def _drop(candidate: Candidate, metric: Metric) -> str:
     quality = wording.quality_of(candidate, metric)
     if quality is not None and metric is Metric.PERPLEXITY:
-        return (
-            f"{wording.signed(100 * wording.loss(quality) / quality.original.estimate, 2)} % perplexity"
-            if quality.original.estimate
-            else ""
-        )
+        return f"{wording.signed(100 * wording.loss(quality), 2)} % perplexity"
     if quality is not None:
         return f"{wording.signed(100 * wording.loss(quality), 2)} points {wording.METRICS[metric]}"
     return "" if candidate.fidelity is None else f"{wording.number(100 * (1 - candidate.fidelity.estimate))} % (1 − fidelity)"

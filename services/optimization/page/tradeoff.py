@@ -70,9 +70,7 @@ def quality_point(candidate: Candidate, metric: Metric) -> Interval | None:
     if metric is Metric.FIDELITY:
         return candidate.fidelity
     quality = wording.quality_of(candidate, metric)
-    if quality is None or (metric is Metric.PERPLEXITY and quality.original.estimate <= 0):
-        return None
-    return _scaled(quality.difference, 100 / (quality.original.estimate if metric is Metric.PERPLEXITY else 1.0))
+    return _scaled(quality.difference, 100) if quality is not None else None
 
 
 def front_of(points: Sequence[Point], lower_is_better: bool) -> tuple[Point, ...]:

@@ -39,7 +39,7 @@ _SPOTS = (
 Box = tuple[float, float, float, float]
 
 
-def _whiskers(intervals: Iterable[Interval]) -> list[list[float]]:
+def whiskers(intervals: Iterable[Interval]) -> list[list[float]]:
     found = list(intervals)
     return [[max(0.0, i.estimate - i.low) for i in found], [max(0.0, i.high - i.estimate) for i in found]]
 
@@ -54,7 +54,7 @@ def _box(at: tuple[float, float], spot: tuple[float, float], side: str, characte
     return left, at[1] + spot[1] - 2, left + width, at[1] + spot[1] + _LINE_POINTS - 2
 
 
-def _name_points(axes: Axes, points: Sequence[Point]) -> None:
+def name_points(axes: Axes, points: Sequence[Point]) -> None:
     """Each beside its mark where there is room; one without room is in the table."""
     to_points = 72 / axes.figure.dpi
     places = [tuple(axes.transData.transform((p.gain.estimate, p.quality.estimate)) * to_points) for p in points]
@@ -80,8 +80,8 @@ def _draw_points(axes: Axes, points: Sequence[Point], front: Sequence[Point]) ->
         axes.errorbar(
             [point.gain.estimate],
             [point.quality.estimate],
-            xerr=_whiskers([point.gain]),
-            yerr=_whiskers([point.quality]),
+            xerr=whiskers([point.gain]),
+            yerr=whiskers([point.quality]),
             color=colour,
             marker=mark,
             markersize=9 if point.verdict is None else 6,
@@ -145,7 +145,7 @@ def plot(name: str, found: Tradeoff) -> Markup:
         _draw_gates(axes, found)
         _set_axes(axes, found, points)
         _draw_front(axes, front)
-        _name_points(axes, points if len(points) <= _LABEL_ALL_UP_TO else [p for p in points if p in front or p.chosen])
+        name_points(axes, points if len(points) <= _LABEL_ALL_UP_TO else [p for p in points if p in front or p.chosen])
 
     title = f"{found.scale.label} against {found.gain_label}: {len(points)} models, {len(front)} on the Pareto front"
     return draw(name, title, _HEIGHT_INCHES, paint)

@@ -91,18 +91,18 @@ def level(metric: Metric, value: float) -> str:
 
 
 def change(metric: Metric, value: float) -> str:
-    """A difference of a metric: shares in points of a hundred. The unit is left to `change_unit`."""
-    if metric is Metric.FIDELITY:
-        return signed(value, 4)
-    return signed(value, 3) if metric is Metric.PERPLEXITY else signed(100 * value, 2)
+    """A difference of a metric in points of a hundred, a perplexity's in percent of the original's. The unit is left to `change_unit`."""
+    return signed(value, 4) if metric is Metric.FIDELITY else signed(100 * value, 2)
 
 
 def change_unit(metric: Metric) -> str:
-    return " points" if metric in (Metric.ACCURACY, Metric.MACRO_F1) else ""
+    if metric is Metric.PERPLEXITY:
+        return f"{_SPACE}%"
+    return "" if metric is Metric.FIDELITY else " points"
 
 
 def loss(quality: Quality) -> float:
-    """What the candidate lost by its estimate, positive when worse, in the metric's own unit."""
+    """What the candidate lost by its estimate, positive when worse: of 1, and of a perplexity a share of the original's."""
     return quality.difference.estimate if quality.metric.lower_is_better else -quality.difference.estimate
 
 

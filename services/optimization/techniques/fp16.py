@@ -1,5 +1,6 @@
 """float16 weights: half the bytes of FP32 with 11 bits of precision, and nothing past 65504."""
 
+from services.optimization.environment import has_fp16
 from services.optimization.techniques.technique import EVERY_TASK, Context, Family, Outcome, Parameters, Technique
 from services.repository.manifest import Format
 
@@ -13,7 +14,7 @@ def _apply(context: Context) -> Outcome:
 
 
 def _note_hardware(features: frozenset[str]) -> str:
-    if "avx512_fp16" in features or "asimddp" in features:  # every ARM core with dot products has half-precision arithmetic
+    if has_fp16(features):
         return ""
     return "This processor has no float16 arithmetic: the model gets smaller, and slower by the casts."
 

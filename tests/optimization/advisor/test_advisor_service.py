@@ -1,5 +1,7 @@
 """AdvisorService: every RPC and every code of its contract."""
 
+import time
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -8,9 +10,13 @@ from hone.optimization.v1 import advisor_pb2 as pb
 from hone.optimization.v1 import goals_pb2, jobs_pb2
 from hone.specs import goal
 
-from services.optimization.advisor.advice import Advice, Tried
+from services.optimization.advisor.advice import Advice, Skipped, Tried
 from services.optimization.advisor.economics import Capacity, Measured, Speedup
+from services.optimization.advisor.experience import EXPERIENCE, Experience
 from services.optimization.advisor.goal import Goal
+from services.optimization.advisor.observation import Context
+from services.optimization.advisor.precisions import Finding, Precision
+from services.optimization.advisor.rung import Rung, Trial
 from services.optimization.jobs.job import Result, State
 from services.optimization.recipe import Step
 from services.optimization.report import Interval, Measurement, Report
@@ -112,6 +118,20 @@ async def test_a_plan_is_in_the_order_of_the_search(doors: Any) -> None:
     assert found.longest_seconds > max(trial.estimated_seconds for trial in found.trials)
 
 
+async def test_a_plan_expects_what_earlier_jobs_measured(doors: Any, tmp_path: Path) -> None:
+    request = pb.PlanRecommendationRequest(spec=spec(goal(min_speedup=2.0)))
+    before = {trial.name: trial for trial in (await doors.advisor.PlanRecommendation(request)).trials}
+    slow = Interval(estimate=0.7, low=0.6, high=0.8)
+    here = Context(megabytes=WEIGHTS_BYTES / 1e6, layers=6, day=time.time() / 86_400)
+    experience = Experience(tmp_path / "optimization" / "steps" / EXPERIENCE, minilm_signature(), here)
+    experience.add(Trial(Rung("onnx", TRIED.steps, ("onnx",), 9.0), slow, 1.0))
+    after = {trial.name: trial for trial in (await doors.advisor.PlanRecommendation(request)).trials}
+    assert (before["onnx"].basis, after["onnx"].basis) == ("rule of thumb", "1 trial on this machine")
+    assert before["onnx"].expected_speedup == pytest.approx(1.3)
+    assert 0.7 < after["onnx"].expected_speedup < 1.0
+    assert after["onnx-int4"].expected_speedup < before["onnx-int4"].expected_speedup
+
+
 async def test_what_was_found_is_told_also_of_a_cancelled_search(doors: Any) -> None:
     advice = Advice(goal=Goal(), trials=(TRIED,), stopped_because="it goes on", front=("onnx",), seconds=9.0)
     found = (await doors.advisor.GetRecommendation(pb.GetRecommendationRequest(job_id=await concluded(doors, advice)))).recommendation
@@ -121,10 +141,34 @@ async def test_what_was_found_is_told_also_of_a_cancelled_search(doors: Any) -> 
     assert not found.is_target_met
 
 
+async def test_what_was_skipped_is_told_with_its_reason(doors: Any) -> None:
+    skipped = Skipped(name="onnx-int4", expected_speedup=0.9, chance=0.001, basis="4 trials on this machine")
+    advice = Advice(goal=Goal(), trials=(TRIED,), skipped=(skipped,))
+    found = (await doors.advisor.GetRecommendation(pb.GetRecommendationRequest(job_id=await concluded(doors, advice)))).recommendation
+    [told] = found.skipped
+    assert (told.name, told.basis) == ("onnx-int4", "4 trials on this machine")
+    assert (told.expected_speedup, told.chance) == (pytest.approx(0.9), pytest.approx(0.001))
+
+
 async def test_what_was_not_found_is_not_told(doors: Any) -> None:
     job = await recommend(doors, goal())
     assert (await refused(doors.advisor.GetRecommendation(pb.GetRecommendationRequest(job_id=job.id))))[0] is NOT_YET
     assert (await refused(doors.advisor.GetRecommendation(pb.GetRecommendationRequest(job_id="nobody"))))[0] is NOT_FOUND
+
+
+async def test_a_job_of_recipes_has_no_recommendation(doors: Any) -> None:
+    code, details = await refused(doors.advisor.GetRecommendation(pb.GetRecommendationRequest(job_id=await concluded(doors, None))))
+    assert code is NOT_YET
+    assert "has no goal" in details
+
+
+async def test_every_precision_is_told_with_what_it_misses(doors: Any) -> None:
+    found = Finding(precision=Precision.INT8, recipe="onnx-int8", speedup=TRIED.speedup, size_ratio=4.0, reason="speed-up: too low")
+    emulated = Finding(precision=Precision.BF16, reason="this processor emulates BF16")
+    job_id = await concluded(doors, Advice(goal=Goal(precisions_only=True), precisions=(found, emulated)))
+    int8, bf16 = (await doors.advisor.GetRecommendation(pb.GetRecommendationRequest(job_id=job_id))).recommendation.precisions
+    assert (int8.precision, int8.recipe, int8.speedup.low, int8.qualifies) == (pb.PRECISION_INT8, "onnx-int8", 1.3, False)
+    assert (bf16.precision, bf16.HasField("speedup"), bf16.reason) == (pb.PRECISION_BF16, False, "this processor emulates BF16")
 
 
 async def test_worth_is_computed_anew_with_other_prices(doors: Any) -> None:

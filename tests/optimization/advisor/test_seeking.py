@@ -7,12 +7,15 @@ import pytest
 
 from benchmarks.sentences import sentences
 from services.optimization.advisor.advice import Advice
+from services.optimization.advisor.experience import EXPERIENCE, Experience
 from services.optimization.advisor.goal import Goal
+from services.optimization.advisor.observation import Context
 from services.optimization.advisor.scenarios import Scenario, Targets
+from services.optimization.advisor.search import HOPELESS
 from services.optimization.data import Data
 from services.optimization.execution import Execution, Plan, execute
 from services.optimization.folder import size_bytes
-from services.optimization.recipe import Gates, Objective
+from services.optimization.recipe import Gates, Objective, Recipe, Step
 from services.optimization.report import Verdict
 from services.optimization.spec import DataSource
 from tests.models import minilm_signature, shallow_minilm
@@ -75,6 +78,23 @@ def test_what_cannot_be_reached_ends_with_reasons(root: Path) -> None:
     assert not advice.is_target_met
     assert "likely" in advice.stopped_because
     assert found.report.chosen == ""
+    assert {"onnx", "onnx-int8"} <= {skipped.name for skipped in advice.skipped}
+    assert all(skipped.chance < HOPELESS and skipped.basis for skipped in advice.skipped)
+
+
+def test_what_a_job_of_recipes_measured_is_known_to_later_searches(tmp_path: Path) -> None:
+    shallow_minilm(tmp_path / "original")
+    (tmp_path / "scratch").mkdir()
+    recipes = (Recipe(name="mine", steps=(Step(technique="export_onnx"),)),)
+    plan = Plan(recipes=recipes, evaluation=of_texts(TEXTS[:40]), gates=Gates(min_examples=40), evaluation_seconds=0.5)
+    found = execute(plan, tmp_path / "original", minilm_signature(), tmp_path / "scratch", tmp_path / "kept", lambda *_, **__: None)
+    [known] = Experience(tmp_path / "kept" / EXPERIENCE, minilm_signature(), Context()).evidence()
+    assert known.parts == ("onnx",)
+    assert found.report.candidates[0].speedup is not None
+    assert known.speedup == found.report.candidates[0].speedup.estimate
+    assert (known.context.layers, known.context.hidden_size, known.context.metric) == (1, 384, "FIDELITY")
+    assert known.context.characters > 10
+    assert known.loss is not None
 
 
 def test_a_repeated_search_makes_nothing_again(root: Path) -> None:

@@ -6,17 +6,18 @@ from typing import Annotated
 import grpc
 import typer
 
-from hone.cli import advise, cache, data, inference, jobs, models, top, traffic
+from hone.cli import advise, cache, data, inference, jobs, models, report, rollout, top, traffic, worth
 from hone.cli.connection import Connection
 
 app = typer.Typer(
     help="Push models, optimize them, call what is served.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
 )
-for module in (models, jobs, advise, inference, top):
+for module in (models, jobs, advise, worth, report, inference, top):
     module.register(app)
 app.add_typer(jobs.app, name="jobs", help="Optimization jobs.")
 app.add_typer(data.app, name="data", help="Datasets.")
 app.add_typer(cache.app, name="cache", help="The cache service.")
+app.add_typer(rollout.app, name="rollout", help="An advised version on its way to all users.")
 app.add_typer(traffic.app, name="traffic", help="Calls split among versions: A/B, shadow, guardrails.")
 
 

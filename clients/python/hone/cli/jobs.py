@@ -9,7 +9,8 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from hone.cli import show
+from hone.cli import recommendation, show
+from hone.cli import report as pages
 from hone.cli.connection import client
 from hone.client import Client
 from hone.optimization.v1 import jobs_pb2
@@ -102,7 +103,7 @@ def watch(context: typer.Context, job: str) -> None:
     """Show a job's progress until it ends."""
     with client(context) as hone:
         follow(hone, job)
-        conclude(hone.jobs.get(job))
+        tell(hone, hone.jobs.get(job))
 
 
 @app.command()
@@ -121,10 +122,9 @@ def report(
     """Show what a job measured."""
     with client(context) as hone:
         if html is not None:
-            html.write_text(hone.jobs.report_page(job), encoding="utf-8")
-            show.console.print(f"written to {html}", highlight=False)
+            pages.write(hone, job, html)
             return
-        conclude(hone.jobs.get(job))
+        tell(hone, hone.jobs.get(job))
 
 
 def techniques(context: typer.Context) -> None:
@@ -138,15 +138,27 @@ def techniques(context: typer.Context) -> None:
 
 
 def follow(hone: Client, job_id: str) -> None:
-    """A bar until the job has ended; log lines above it."""
+    """A bar until the job has ended; log lines above it. Ctrl-C ends the watching alone, and says so."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=show.console) as bar:
-        task = bar.add_task("queued", total=1.0)
-        for event in hone.jobs.watch(job_id):
-            loss = f", loss {event.metrics['loss']:.4g}" if "loss" in event.metrics else ""
-            bar.update(task, completed=event.fraction, description=f"{event.stage or 'working'}{loss}")
-            if event.message:
-                bar.console.print(f"[dim]{escape(event.message)}[/]", highlight=False)
+    try:
+        with Progress(*columns, console=show.console) as bar:
+            task = bar.add_task("queued", total=1.0)
+            for event in hone.jobs.watch(job_id):
+                loss = f", loss {event.metrics['loss']:.4g}" if "loss" in event.metrics else ""
+                bar.update(task, completed=event.fraction, description=f"{event.stage or 'working'}{loss}")
+                if event.message:
+                    bar.console.print(f"[dim]{escape(event.message)}[/]", highlight=False)
+    except KeyboardInterrupt:
+        ways = f"`hone jobs watch {job_id}` shows it, `hone jobs cancel {job_id}` ends it"
+        show.console.print(f"the job goes on: {ways}", highlight=False, soft_wrap=True)
+        raise
+
+
+def tell(hone: Client, job: jobs_pb2.Job) -> None:
+    """What a search found before what was measured of it; then as `conclude`."""
+    if job.HasField("report") and job.spec.HasField("goal"):
+        recommendation.tell(hone.advisor.get(job.id))
+    conclude(job)
 
 
 def conclude(job: jobs_pb2.Job) -> None:

@@ -85,8 +85,14 @@ def _quality_row(metric: "jobs_pb2.Metric.ValueType", candidates: Sequence[jobs_
     found = [next((q for q in c.qualities if q.metric == metric), None) for c in candidates]
     original = next(q for q in found if q is not None)
     name = jobs_pb2.Metric.Name(metric).removeprefix("METRIC_").lower().replace("_", " ")
-    cells = ["" if q is None else f"{q.candidate.estimate:.4f}\n{q.difference.low:+.4f} to {q.difference.high:+.4f}" for q in found]
+    cells = ["" if q is None else f"{q.candidate.estimate:.4f}\n{_difference(q.metric, q.difference)}" for q in found]
     return (f"{name},\ndifference", f"{original.original.estimate:.4f}", *cells)
+
+
+def _difference(metric: "jobs_pb2.Metric.ValueType", found: jobs_pb2.Interval) -> str:
+    """A perplexity's is a share of the original's."""
+    form = "+.2%" if metric == jobs_pb2.METRIC_PERPLEXITY else "+.4f"
+    return f"{found.low:{form}} to {found.high:{form}}"
 
 
 def plan(found: jobs_pb2.PlanJobResponse) -> Group:

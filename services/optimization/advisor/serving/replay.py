@@ -16,10 +16,15 @@ from services.optimization.advisor.serving.traffic import Request, Traffic, Uses
 from services.optimization.advisor.serving.trial import TrialFailed
 
 WARM_S = 0.5  # before a version's first turn
-LEAD_S = 0.2  # before each turn is counted: queues fill, and processors' caches forget the version before
+_LEAST_LEAD_S, _LEAD_SHARE = 0.2, 0.2  # before each turn is counted: queues fill, and processors' caches forget the version before
 _ATTEMPTS = 4  # at a turn, each twice as long as the one before
 CALL_S = 30.0  # a request that takes longer counts as unanswered
 _OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
+
+
+def lead_s(turn_s: float) -> float:
+    """What a turn takes beside what is counted of it. Latencies that a turn has not room for, its lead included, are not seen."""
+    return max(_LEAST_LEAD_S, _LEAD_SHARE * turn_s)
 
 
 class Service(Protocol):
@@ -98,7 +103,7 @@ class Player:
 
     async def _one_turn(self, subject: Subject, channel: grpc.aio.Channel, turn_s: float) -> tuple[Turn, str]:
         """Of any rows, and the last failure in it."""
-        begin = time.monotonic() + LEAD_S
+        begin = time.monotonic() + lead_s(turn_s)
         window = _Window(subject, self._stream(subject), self._calls, channel, begin, begin + turn_s)
         playing = asyncio.ensure_future(window.play())
         await asyncio.sleep(begin - time.monotonic())

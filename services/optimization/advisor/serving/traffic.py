@@ -48,6 +48,10 @@ class Traffic(Frozen):
         return self
 
     @property
+    def mean_request_rows(self) -> float:
+        return sum(self.request_rows) / len(self.request_rows)
+
+    @property
     def is_open_loop(self) -> bool:
         return bool(self.rate or self.gaps_s)
 

@@ -13,7 +13,7 @@ from services.optimization.advisor.serving.capacity import AtTarget, capacity
 from services.optimization.advisor.serving.knobs import Conditions, Settings, knobs
 from services.optimization.advisor.serving.material import Material, material_of
 from services.optimization.advisor.serving.played import Played
-from services.optimization.advisor.serving.replay import LEAD_S, Player, Subject
+from services.optimization.advisor.serving.replay import Player, Subject, lead_s
 from services.optimization.advisor.serving.served import (
     ServedAdvice,
     ServedCapacity,
@@ -33,8 +33,10 @@ from services.optimization.techniques import Model
 _SEARCH_SHARE = 0.6  # of the time, in which knobs are begun; the rest is for measuring what was found
 _LEAST_TURN_S, _MOST_TURN_S = 0.3, 3.0
 _TURNS = 150  # about so many turns are played in all, their leads included
-_REQUESTS = 5  # that one caller gets answered in a turn, at least
+_REQUESTS = 5  # that each caller gets answered in a turn, where the time allows it
+_FIRST_TURN_S = 1.0
 _LEAST_ROUNDS, _MOST_ROUNDS = 6, 20
+_MOST_MEASURED = 3  # versions, in the end
 
 _HELD_RATIO = 4  # of memory to files, that a version is reckoned with while its rows run
 _LEAST_LOADED, _MOST_LOADED = 3, 8
@@ -91,7 +93,8 @@ class _Session:
     wanted: Wanted
     begun: float
     say: Say
-    turn_s: float = _LEAST_TURN_S
+    turn_s: float = _LEAST_TURN_S  # of the candidate's
+    final_turn_s: float = _LEAST_TURN_S  # where the original takes part
     loaded: dict[str, str] = field(default_factory=dict)  # by what they are: their references
 
     @property
@@ -99,13 +102,17 @@ class _Session:
         return self.begun + self.wanted.seconds - time.monotonic()
 
     def choose_turns(self) -> None:
-        """As long as the time allows, and as the slower of the two needs to answer a few requests."""
-        closed = self.traffic.closed_loop(1)
-        alone_s = max(
-            self.player.seconds_alone(Subject(self._original(), closed)), self.player.seconds_alone(Subject(self._tuned({}), closed))
-        )
-        fair_s = self.seconds_left / _TURNS - LEAD_S
-        self.turn_s = max(min(max(fair_s, _LEAST_TURN_S), _MOST_TURN_S), _REQUESTS * alone_s)
+        """As long as the time allows, and as callers need to be answered a few times: a shorter turn would not see the slowest calls."""
+        fair_s = min(max(self.seconds_left / _TURNS, _LEAST_TURN_S), _MOST_TURN_S)
+        self.turn_s = max(fair_s, self._needed_s(self._tuned({})))
+        self.final_turn_s = max(self.turn_s, self._needed_s(self._original()))
+
+    def _needed_s(self, reference: str) -> float:
+        alone_s = self.player.seconds_alone(Subject(reference, self.traffic))
+        (full,) = self.player.play([Subject(reference, self.traffic.closed_loop())], 1, max(_FIRST_TURN_S, _REQUESTS * alone_s))
+        fitting_s = self.seconds_left / (2 * _MOST_MEASURED * (_LEAST_ROUNDS + 1))
+        waited_s = full.latency_s(0.5)
+        return max(min(_REQUESTS * waited_s, fitting_s), _REQUESTS * alone_s)
 
     def search(self, material: Material) -> Found:
         is_latency = self.wanted.objective is Objective.LATENCY
@@ -170,16 +177,17 @@ class _Session:
         def subject(callers: int) -> Subject:
             return Subject(reference, self.traffic.closed_loop(callers))
 
-        found = capacity(lambda callers: self.player.play([subject(callers)], 1, self.turn_s)[0], target_ms / 1e3)
+        found = capacity(lambda callers: self.player.play([subject(callers)], 1, self.final_turn_s)[0], target_ms / 1e3)
         if found is None:
             return None
-        (played,) = self.player.play([subject(found.callers)], _LEAST_ROUNDS, self.turn_s)
+        (played,) = self.player.play([subject(found.callers)], _LEAST_ROUNDS, self.final_turn_s)
         return ServedCapacity.of(AtTarget(found.callers, played), target_ms, self.wanted.seed)
 
     def _play(self, subjects: Sequence[Subject]) -> list[Played]:
         """For as many rounds as half of the time allows: there is more to be measured."""
-        fitting = int(self.seconds_left / 2 / (len(subjects) * (self.turn_s + LEAD_S)))
-        return self.player.play(subjects, min(max(fitting, _LEAST_ROUNDS), _MOST_ROUNDS), self.turn_s)
+        each_s = self.final_turn_s + lead_s(self.final_turn_s)
+        fitting = int(self.seconds_left / 2 / (len(subjects) * each_s))
+        return self.player.play(subjects, min(max(fitting, _LEAST_ROUNDS), _MOST_ROUNDS), self.final_turn_s)
 
     def _original(self) -> str:
         return self._load(_ORIGINAL, self.original, {})

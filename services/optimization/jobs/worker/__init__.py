@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import structlog
 from pydantic import Field
 
 from services.optimization import folder
@@ -24,6 +25,8 @@ from services.optimization.remembered import Remembered
 from services.optimization.remembered.link import Link
 from services.optimization.report import Measurement, Report
 from services.repository.manifest import Frozen, Signature
+
+log = structlog.get_logger("hone.jobs")
 
 TASK, RESULT, CHOSEN, SO_FAR = "task.json", "result.json", "chosen", "so_far.json"
 DISK_FULL = os.EX_IOERR  # exit status: a result that says so could not be written either
@@ -89,14 +92,25 @@ def perform(task: Task, progress: Progress, link: Link) -> Outcome:
 
 
 def _note(task: Task, advice: Advice) -> None:
-    """A report of what a search knows so far, for a job that does not come to its end."""
+    """A report of what a search knows so far, for a job that does not come to its end.
+
+    A disk that does not take it ends no search: the note before it stays, and a search that needs the disk fails by itself.
+    """
     size_bytes = folder.size_bytes(task.original)
     report = Report(
-        original=Measurement(size_bytes=size_bytes), environment=describe(task.plan.threads), advice=advice.model_dump(mode="json")
+        original=Measurement(size_bytes=size_bytes),
+        environment=describe(task.plan.threads),
+        metric=advice.metric,
+        advice=advice.model_dump(mode="json"),
     )
     staged = task.so_far.with_suffix(".part")
-    staged.write_text(report.model_dump_json())
-    staged.replace(task.so_far)
+    try:
+        staged.write_text(report.model_dump_json())
+        staged.replace(task.so_far)
+    except OSError as error:
+        log.warning("what is known so far could not be noted", reason=str(error))
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
 
 
 def _outcome(execution: Execution, chosen: Path) -> Outcome:
