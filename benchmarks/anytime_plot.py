@@ -33,7 +33,8 @@ def drawn(courses: Sequence[Course]) -> str:
         axes.legend(loc="lower right", fontsize=8, frameon=False)
         figure.tight_layout()
 
-    return str(draw("anytime", "Best accepted speed-up so far by cost: the search and random orders", _HEIGHT_INCHES * len(courses) + 0.4, paint))
+    title = "Best accepted speed-up so far by cost: the search and random orders"
+    return str(draw("anytime", title, _HEIGHT_INCHES * len(courses) + 0.4, paint))
 
 
 def _paint(axes: Axes, course: Course) -> None:

@@ -9,7 +9,7 @@ from math import inf
 
 from services.optimization.advisor.guess import Prior
 from services.optimization.advisor.rung import Rung, Trial
-from services.optimization.advisor.search import Search, Stop, Wanted
+from services.optimization.advisor.search import Search, Wanted
 
 NO_GAIN = 1.0  # the original is always there
 
@@ -160,5 +160,5 @@ class Band:
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
-    """The smallest that at least this share of them does not exceed: one that was seen, since nothing lies between a number and infinity."""
+    """The smallest that this share of them does not exceed: one that was seen, since nothing lies between a number and infinity."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

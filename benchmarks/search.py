@@ -164,14 +164,16 @@ def _least(contest: Contest, wanted: Wanted) -> float:
 def _tell_estimates(contest: Contest) -> None:
     feasible = [cell for cell in contest.table.cells.values() if cell.trial.is_feasible]
     whole = contest.table.searched(Wanted(LOSSES[-1]), contest.priors)
+    moves = [move for move in whole.moves if move.trial.is_feasible]
     ratios: Mapping[str, list[float]] = {
         "speed-up, by the rule of thumb": [speedup_of(cell.trial) / _expected(contest, cell.rung.parts) for cell in feasible],
-        "speed-up, by what the search knew": [speedup_of(move.trial) / move.expected_speedup for move in whole.moves if move.trial.is_feasible],
+        "speed-up, by what the search knew": [speedup_of(move.trial) / move.expected_speedup for move in moves],
         "seconds, as planned at first": [(cell.own_seconds + sum(cell.makings.values())) / cell.rung.seconds for cell in feasible],
         "seconds, by what the search knew": [move.seconds / move.planned_seconds for move in whole.moves],
     }
     rows = [_ratio_row(name, found) for name, found in ratios.items() if found]
-    console.print(table("Estimate and reality: what came, over what was expected", ("of", "trials", "median", "80 % of them"), rows, whole=True))
+    columns = ("of", "trials", "median", "80 % of them")
+    console.print(table("Estimate and reality: what came, over what was expected", columns, rows, whole=True))
 
 
 def _ratio_row(name: str, ratios: Sequence[float]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from grpc.aio import Metadata
 from hone import transfers
 from hone.channel import SAFE
 from hone.inference.v1 import inference_pb2
-from hone.optimization.v1 import jobs_pb2
+from hone.optimization.v1 import advisor_pb2, jobs_pb2
 from hone.repository.v1 import datasets_pb2, models_pb2
 
 UNAVAILABLE, EXHAUSTED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -137,7 +137,7 @@ def test_safe_methods_exist() -> None:
 
     found = {
         service.full_name: {method.name for method in service.methods}
-        for module in (cache_pb2, datasets_pb2, inference_pb2, jobs_pb2, models_pb2)
+        for module in (advisor_pb2, cache_pb2, datasets_pb2, inference_pb2, jobs_pb2, models_pb2)
         for service in module.DESCRIPTOR.services_by_name.values()
     }
     assert all(set(methods) <= found[service] for service, methods in SAFE.items())
