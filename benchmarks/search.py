@@ -132,7 +132,7 @@ def _targets() -> Iterator[tuple[str, Wanted]]:
 
 def _tell_targets(contest: Contest) -> None:
     goals = [(name, wanted, contest.table.searched(wanted, contest.priors)) for name, wanted in _targets()]
-    columns = ("target", "search", "random, 90 % of orders", "cheapest first", "could be", "why the search ended")
+    columns = ("target", "search", "random, 90 % of orders", "cheapest first", "could be")
     title = "A target: cost until the first that meets it, as a share of the full grid's; where none does, when the search ended"
     console.print(table(title, columns, [_target_row(contest, name, wanted, ours) for name, wanted, ours in goals]))
     possible = [(name, ours) for name, wanted, ours in goals if contest.table.has(wanted)]
@@ -145,11 +145,11 @@ def _target_row(contest: Contest, name: str, wanted: Wanted, ours: Replay) -> tu
     found = contest.table
     ended = f"{contest.share(ours.seconds):.1%}"
     if not found.has(wanted):
-        return (name, f"{ended}, none", "100%, none", "100%, none", "none", ours.reason)
+        return (name, f"{ended}, none", "100%, none", "100%, none", "none")
     random = Band.of(contest.share(each.met_at(wanted)) for each in found.at_random(wanted, contest.seeds))
     cheapest = contest.share(found.cheapest_first(wanted).met_at(wanted))
     reached = ended if ours.met_at(wanted) < inf else f"{ended}, gave up"
-    return (name, reached, _band(random), _percent(cheapest), f"{contest.share(_least(contest, wanted)):.1%}", ours.reason)
+    return (name, reached, _band(random), _percent(cheapest), f"{contest.share(_least(contest, wanted)):.1%}")
 
 
 def _least(contest: Contest, wanted: Wanted) -> float:

@@ -1,7 +1,7 @@
 """One job's work: carry out recipes, measure them beside the original, judge, choose."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,20 @@ class _Run:
         left = self.deadline - time.monotonic()
         return min(self.plan.evaluation_seconds, max(_LEAST_LATENCY_S, left / (3 if self.plan.goal else 2)))
 
+    def advise(
+        self, stage: ServingStage, seeker: Seeker, advice: Advice, candidates: Sequence[Candidate], metric: Metric, begun: float
+    ) -> tuple[Advice, str]:
+        """What the search has come to, and the name of what is published; "" for nothing."""
+        if advice.precisions:
+            speedups = {found.name: found.speedup for found in candidates if found.speedup is not None}
+            advice = advice.model_copy(update={"precisions": seeker.precisions(advice.goal, advice.stopped_because, speedups)})
+        fit = fitting(stage.goal.resolved, candidates)
+        chosen = gates.choose(fit, self.plan.objective) or gates.choose(candidates, self.plan.objective)
+        if chosen:
+            advice = self.serve(stage, advice, next(found for found in candidates if found.name == chosen), metric, begun)
+        chosen = "" if advice.missed else chosen
+        return advice.model_copy(update={"is_target_met": bool(chosen)}), chosen
+
     def serve(self, stage: ServingStage, advice: Advice, candidate: Candidate, metric: Metric, begun: float) -> Advice:
         """The advice with what serving measured, whether that meets the targets, and what it is worth."""
         seconds = _SERVING_SHARE * self.plan.evaluation_seconds
@@ -249,29 +263,22 @@ def execute(
     maker = Maker(source, steps, progress, _make_until(plan, deadline))
     run = _Run(plan, maker, progress, deadline, plan.recipes)
     stage = ServingStage(source, evaluation, plan.goal, scratch.resolve(), plan.seed) if plan.goal else None
-    advice: Advice | None = None
     if stage is None:
         run.make_all()
     with Comparison(source, evaluation, threads=plan.threads, seed=plan.seed, remembered=remembered) as comparison:
-        if stage is not None:
-            seeker = _seeker(plan, metric, maker, comparison, estimator, stage, experience)
-            advice = seeker.seek(stage.goal, told)
+        seeker = _seeker(plan, metric, maker, comparison, estimator, stage, experience) if stage else None
+        advice = seeker.seek(stage.goal, told) if seeker and stage else None
+        if seeker is not None:
             run.recipes = seeker.finalists()
             run.make_all(start=_SOUGHT)
         run.compare_all(comparison)
         timed, figures = run.measure_all(comparison)
     candidates = run.conclude(metric, timed, figures)
     experience.add_all(final_trials(source, plan.kinds, metric, candidates))
-    if advice is not None and advice.precisions:
-        speedups = {found.name: found.speedup for found in candidates if found.speedup is not None}
-        advice = advice.model_copy(update={"precisions": seeker.precisions(advice.goal, advice.stopped_because, speedups)})
-    fit = fitting(stage.goal.resolved, candidates) if stage else []
-    chosen = gates.choose(fit, plan.objective) or gates.choose(candidates, plan.objective)
-    if stage is not None and advice is not None:
-        if chosen:
-            advice = run.serve(stage, advice, next(found for found in candidates if found.name == chosen), metric, begun)
-        advice = advice.model_copy(update={"is_target_met": bool(chosen) and not advice.missed})
-        chosen = "" if advice.missed else chosen
+    if stage and seeker and advice:
+        advice, chosen = run.advise(stage, seeker, advice, candidates, metric, begun)
+    else:
+        chosen = gates.choose(candidates, plan.objective)
     progress("concluding", 1.0, "every candidate was measured")
     report = Report(
         original=figures[""],

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from benchmarks.replay import Band, Cell, Purse, Table
 from services.optimization.advisor.guess import Guess, Loss, Prior
 from services.optimization.advisor.rung import Rung, Trial
-from services.optimization.advisor.search import Wanted
+from services.optimization.advisor.search import Search, Wanted
 from services.optimization.recipe import Step
 from services.optimization.report import Interval
 
@@ -97,6 +97,14 @@ def test_the_search_pays_for_its_shapes() -> None:
     assert replay.met_at(Wanted(0.02, speedup=5.5)) == replay.seconds
     assert by_name["small-onnx"].seconds == 17
     assert by_name["small-onnx-taught"].expected_speedup == pytest.approx(6.2)
+
+
+def test_the_search_plans_no_step_twice() -> None:
+    search = Search([each.rung for each in CELLS], Wanted(0.02), PRIORS)
+    assert search.seconds_of(SMALL_INT8.rung) == 135
+    search.learn(SMALL.trial)
+    assert search.seconds_of(SMALL_INT8.rung) == 25
+    assert search.seconds_of(INT8.rung) == 35  # the same export, of another model
 
 
 def test_what_the_search_begins_too_late_takes_the_rest_and_tells_nothing() -> None:
