@@ -53,7 +53,7 @@ def wanted(goal: Goal, size_bytes: int, gates: Gates) -> Wanted:
     speedup = max((found for found in (targets.min_speedup, targets.min_served_speedup) if found), default=None)
     size_ratio = size_bytes / targets.max_size_bytes if targets.max_size_bytes else None
     loss = gates.max_loss if gates.max_loss is not None else 1 - (gates.min_fidelity or 0)
-    return Wanted(loss, speedup, size_ratio)
+    return Wanted(loss, speedup, size_ratio, is_small_best=goal.preset.objective is Objective.SIZE)
 
 
 def gates_for(goal: Goal, gates: Gates, metric: Metric) -> Gates:

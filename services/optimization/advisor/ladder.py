@@ -20,6 +20,9 @@ TRIAL_S = 20.0  # to compare and to time one candidate, beside what making it ta
 _SPREAD = 0.4  # of a speed-up that nobody measured here
 _EPOCHS = {2: 3e-4, 8: 5e-4}  # of a student's training, with the learning rate that goes with so many
 _LAYER_SHARE = 0.9  # of a transformer's time, that its layers take
+# What a smaller model is expected to lose: so much for each time that its layers fit into the original's beyond the first, when it
+# has learnt from so many examples, and less by a power of how many more it sees. Read off one grid; like all of this, it only orders.
+_LOSS_OF_SHRINKING, _SEEN, _SEEN_POWER = 0.02, 6_000, 0.65
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +82,11 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Training:
-    """One way to train a smaller model: its name, the step that makes and trains it, and the loss expected of it."""
+    """One way to train a smaller model: its name, and the step that makes and trains it."""
 
     name: str
     step: Step
     epochs: int
-    loss: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,23 @@ class _Smaller:
     """A smaller model to be, untrained, which tells its speed; and trained in one way or another."""
 
     part: _Part  # with the step that makes its shape
-    share: float  # of the original's time that it takes
+    layers_share: float  # of the original's layers' time that it takes
     trainings: tuple[_Training, ...]
+
+    @property
+    def share(self) -> float:
+        """Of the original's time."""
+        return _taken(self.layers_share)
+
+    def taught(self, training: _Training) -> str:
+        """The part that a training is: what it loses hangs on who learns."""
+        return f"{self.part.name}-{training.name}"
+
+    def prior(self, training: _Training, rows: int) -> Prior:
+        """Training changes no speed."""
+        seen = max(1, training.epochs * rows)
+        lost = _LOSS_OF_SHRINKING * (1 / self.layers_share - 1) * (_SEEN / seen) ** _SEEN_POWER
+        return Prior(Guess(1.0, 0.0), Guess(1.0, 0.0), Loss(min(lost, 1.0)), "rule of thumb")
 
 
 def ladder(signature: Signature, anatomy: Anatomy, kinds: Kinds, features: frozenset[str], costs: Costs) -> Ladder:
@@ -103,7 +120,7 @@ def ladder(signature: Signature, anatomy: Anatomy, kinds: Kinds, features: froze
     priors = {part.name: part.prior for parts in engines for part in parts}
     for smaller in _smaller(signature, anatomy, kinds):
         priors[smaller.part.name] = smaller.part.prior
-        priors |= {each.name: Prior(Guess(1.0, 0.0), Guess(1.0, 0.0), Loss(each.loss), "rule of thumb") for each in smaller.trainings}
+        priors |= {smaller.taught(each): smaller.prior(each, costs.training_rows) for each in smaller.trainings}
         for parts in engines:
             if _follows(parts):
                 rungs += _trained(smaller, parts, costs)
@@ -128,7 +145,7 @@ def _trained(smaller: _Smaller, engine: tuple[_Part, ...], costs: Costs) -> Iter
         made, *run = shape.step_seconds
         seconds = (made + costs.trained(training.step, smaller.share, training.epochs), *run)
         name = f"{smaller.part.name}-{training.name}-{_name(engine)}"
-        yield Rung(name, steps, (*shape.parts, training.name), sum(seconds) + TRIAL_S, shape=shape.name, step_seconds=seconds)
+        yield Rung(name, steps, (*shape.parts, smaller.taught(training)), sum(seconds) + TRIAL_S, shape=shape.name, step_seconds=seconds)
 
 
 # Engines and precisions
@@ -183,20 +200,23 @@ def _smaller(signature: Signature, anatomy: Anatomy, kinds: Kinds) -> Iterator[_
 def _student(name: str, shape: Mapping[str, Any], share: float) -> _Smaller:
     """`share` of the layers' time that the student takes."""
     step = Step(technique="distill", parameters={**shape, "training": None})
-    taken = 1 - _LAYER_SHARE + _LAYER_SHARE * share
-    part = _Part(name, (step,), 1 / taken, 1 / (0.5 + 0.5 * share), 0.01 * (1 - share), spread=0.2)
-    return _Smaller(part, taken, tuple(_taught(shape, epochs, rate) for epochs, rate in _EPOCHS.items()))
+    part = _Part(name, (step,), 1 / _taken(share), 1 / (0.5 + 0.5 * share), 0.0, spread=0.2)
+    return _Smaller(part, share, tuple(_taught(shape, epochs, rate) for epochs, rate in _EPOCHS.items()))
 
 
 def _taught(shape: Mapping[str, Any], epochs: int, rate: float) -> _Training:
     training = {"epochs": epochs, "learning_rate": rate}
-    return _Training(f"taught-{epochs}", Step(technique="distill", parameters={**shape, "training": training}), epochs, 0.06 / epochs)
+    return _Training(f"taught-{epochs}", Step(technique="distill", parameters={**shape, "training": training}), epochs)
 
 
 def _pruned() -> _Smaller:
     cut = {"heads": 0.5, "ffn": 0.5}
     step = Step(technique="prune", parameters={**cut, "recovery": None})
     healed = Step(technique="prune", parameters={**cut, "recovery": {"epochs": 2, "learning_rate": 3e-4}})
-    taken = 1 - 0.5 * _LAYER_SHARE
-    part = _Part("pruned-50", (step,), 1 / taken, 1.3, 0.01, spread=0.2)
-    return _Smaller(part, taken, (_Training("healed-2", healed, 2, 0.03),))
+    part = _Part("pruned-50", (step,), 1 / _taken(0.5), 1.3, 0.0, spread=0.2)
+    return _Smaller(part, 0.5, (_Training("healed-2", healed, 2),))
+
+
+def _taken(layers_share: float) -> float:
+    """Of the original's time by a model whose layers take such a share of what the original's take."""
+    return 1 - _LAYER_SHARE + _LAYER_SHARE * layers_share

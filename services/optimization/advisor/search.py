@@ -1,6 +1,7 @@
 """Which recipe to try next, on the way from a goal to the first recipe that meets it. No model, no clock, no file."""
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,7 @@ class Wanted:
     max_loss: float
     speedup: float | None = None
     size_ratio: float | None = None
+    is_small_best: bool = False  # without a target: bytes are sought, not speed
 
     def is_met_by(self, trial: Trial) -> bool:
         """By the better bound of what was measured: the final run judges by the worse one."""
@@ -33,6 +35,12 @@ class Wanted:
     @property
     def has_target(self) -> bool:
         return self.speedup is not None or self.size_ratio is not None
+
+    def merit(self, trial: Trial) -> float:
+        """The ratio that is sought."""
+        if self.is_small_best:
+            return trial.size_ratio
+        return trial.speedup.estimate if trial.speedup is not None else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,14 +174,21 @@ class Search:
 
     def _chance(self, speedup: Guess, size_ratio: Guess, loss: Loss) -> float:
         fast, small = self._bounds()
-        return speedup.chance_of(fast) * size_ratio.chance_of(small) * loss.chance_within(self.wanted.max_loss)
+        doubt = self._doubt()
+        seen = loss + Loss(0.0, 0.0, 2 * doubt / INTERVAL_SPREADS)
+        return speedup.chance_of(fast) * size_ratio.chance_of(small) * seen.chance_within(self.wanted.max_loss - doubt)
 
     def _bounds(self) -> tuple[float, float]:
         """Speed-up and size ratio to reach: the target, or, where there is none, more than the best so far."""
         if self.wanted.has_target:
             return self.wanted.speedup or 0.0, self.wanted.size_ratio or 0.0
-        best = max((trial.speedup.estimate for trial in self.trials if trial.accepted and trial.speedup), default=1.0)
-        return best * BETTER, 0.0
+        best = BETTER * max((self.wanted.merit(trial) for trial in self.trials if trial.accepted), default=1.0)
+        return (0.0, best) if self.wanted.is_small_best else (best, 0.0)
+
+    def _doubt(self) -> float:
+        """How far the worse bound of a trained model's loss lies from its estimate, by these examples: the gates judge by that bound."""
+        losses = [trial.loss for trial in self.trials if trial.loss is not None and trial.rung.shape]
+        return statistics.median(loss.high - loss.estimate for loss in losses) if losses else 0.0
 
     def _can_be_made(self, rung: Rung) -> bool:
         """Not what is built upon a failure: the same steps would fail again."""

@@ -120,12 +120,12 @@ class Seeker:
             self._search.want_more(trial.speedup.estimate * max(target * _SURELY / found, _LEAST_MORE))
 
     def finalists(self) -> tuple[Recipe, ...]:
-        """What the final run measures: the front's fastest; where nothing was accepted, what came nearest, so that the report says why."""
+        """What the final run measures: the best of the front; where nothing was accepted, the nearest, so that the report says why."""
         found = front(self._search.trials)
         whole = [trial for trial in self._search.trials if not trial.rung.is_shape and trial.speedup is not None]
         chosen = found or whole
-        fastest = sorted(chosen, key=lambda trial: trial.speedup.estimate if trial.speedup else 0.0, reverse=True)[:MOST_FINALISTS]
-        return tuple(Recipe(name=trial.rung.name, steps=trial.rung.steps) for trial in fastest)
+        best = sorted(chosen, key=self._search.wanted.merit, reverse=True)[:MOST_FINALISTS]
+        return tuple(Recipe(name=trial.rung.name, steps=trial.rung.steps) for trial in best)
 
     def precisions(self, goal: Goal, stopped_because: str, speedups: Mapping[str, Interval] = MappingProxyType({})) -> tuple[Finding, ...]:
         """Which qualify; `speedups` by recipe are the final run's, where it measured one again: what it answers is the same."""

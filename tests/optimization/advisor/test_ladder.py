@@ -80,3 +80,12 @@ def test_training_costs_passes_of_what_is_trained() -> None:
 def test_what_was_measured_here_prices_training_better() -> None:
     found = {rung.name: rung for rung in made(priced=costs(basis="measured")).rungs}
     assert found["student-3-taught-8-onnx"].seconds == pytest.approx(found["shape-student-3-onnx"].seconds + 7.0)
+
+
+def test_the_smaller_and_the_less_taught_is_expected_to_lose_more() -> None:
+    def lost(training_rows: int, student: str, epochs: int) -> float:
+        return made(priced=costs(training_rows=training_rows)).priors[f"{student}-taught-{epochs}"].loss.mean
+
+    assert lost(3_000, "student-1", 2) > lost(3_000, "student-3", 2)
+    assert lost(3_000, "student-1", 2) > lost(3_000, "student-1", 8)
+    assert lost(3_000, "student-1", 8) > lost(46_000, "student-1", 8)

@@ -149,3 +149,27 @@ def test_the_front_is_what_no_other_beats() -> None:
     slow, fast, worse = tried(ONNX, 1.3, 0.0), tried(INT8, 2.0, 0.002), tried(SMALL, 1.9, 0.004)
     assert front([slow, fast, worse]) == [slow, fast]
     assert front([tried(SMALL, 9, 0.5)]) == []
+
+
+def test_a_wide_interval_of_what_was_trained_leaves_the_next_less_room() -> None:
+    """The gates judge by the worse bound: what is measured on few examples has to lose less by its estimate."""
+    other = Rung("other", (STUDENT, TAUGHT, QUANTIZE), ("student", "int8", "taught"), 600, shape="shape")
+
+    def chance_after(half: float) -> float:
+        found = Search((*RUNGS, other), Wanted(0.01, speedup=6.0), PRIORS)
+        found.learn(OUTCOMES["shape"])
+        loss = Interval(estimate=0.008, low=0.008 - half, high=0.008 + half)
+        found.learn(Trial(other, exactly(4.0), 1.0, loss))
+        return next(outlook.chance for outlook in found.outlooks() if outlook.rung is SMALL)
+
+    assert chance_after(0.02) < chance_after(0.001)
+
+
+def test_where_bytes_are_sought_the_best_so_far_is_the_smallest() -> None:
+    sizes = {**PRIORS, "int8": Prior(Guess(2, 0.3), Guess(4.0, 0.1), Loss(0.001), "told")}
+    found = Search((ONNX, INT8), Wanted(0.01, is_small_best=True), sizes)
+    found.learn(tried(ONNX, 5.0))
+    assert found.next(1e6) is INT8
+    found.learn(tried(INT8, 1.0, 0.002, size_ratio=4.0))
+    assert found.wanted.merit(found.trials[-1]) == 4.0
+    assert isinstance(found.next(1e6), Stop)
