@@ -16,8 +16,10 @@ from pathlib import Path
 from services.optimization.jobs.replica import Replica
 replica = Replica(Path(sys.argv[1]))
 (replica.folder / "job").mkdir()
-sleeper = [sys.executable, "-c", "import signal; signal.pause()"]
-started = subprocess.Popen(sleeper, env={{**os.environ, "{MARK}": str(replica.folder / "job")}}, start_new_session=True)
+sleeper = [sys.executable, "-c", "import signal; print(flush=True); signal.pause()"]
+marked = {{**os.environ, "{MARK}": str(replica.folder / "job")}}
+started = subprocess.Popen(sleeper, env=marked, stdout=subprocess.PIPE, start_new_session=True)
+started.stdout.readline()  # before it runs, the kernel does not show its environment
 print(replica.id, started.pid, flush=True)
 sys.stdin.read()
 """

@@ -38,7 +38,7 @@ def quantize_weight(weight: Floats, levels: int, channel_axis: int | None) -> Fl
     """Symmetric, signed, +-`levels`; one scale per channel along an axis, or one for all; answered dequantized."""
     axes = None if channel_axis is None else tuple(axis for axis in range(weight.ndim) if axis != channel_axis)
     peak = np.abs(weight).max(axis=axes, keepdims=True)
-    scale = np.where(peak == 0, 1, peak) / levels
+    scale = np.maximum(peak / levels, np.finfo(np.float32).tiny)  # of zeros, and of what is so small that a step of it would be 0
     quantized: Floats = (np.rint(weight / scale) * scale).astype(np.float32)
     return quantized
 
