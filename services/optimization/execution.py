@@ -33,7 +33,7 @@ from services.optimization.kept import KeptSteps
 from services.optimization.making import INFEASIBLE, Made, Maker, Progress, raise_when_exhausted
 from services.optimization.recipe import Gates, Kinds, Objective, Recipe, validate_recipes
 from services.optimization.remembered import NOTHING, Remembered
-from services.optimization.report import Candidate, Measurement, Report, Verdict
+from services.optimization.report import Candidate, Interval, Measurement, Report, Verdict
 from services.optimization.steps import Materials, Steps
 from services.optimization.techniques import Model
 from services.repository.manifest import Frozen, Signature
@@ -314,7 +314,7 @@ def _seeker(
 
     judge = Judge(metric, plan.gates, plan.objective, plan.seed, plan.evaluation_seconds * TRIAL_SHARE)
 
-    def serve(model: Model) -> float | None:
+    def serve(model: Model) -> Interval | None:
         return stage.quick(model, plan.evaluation_seconds * QUICK_SHARE)
 
     return Seeker(search, maker, comparison, judge, tell, serve, experience.add)

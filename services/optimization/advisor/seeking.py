@@ -28,7 +28,6 @@ from services.optimization.report import Interval, Verdict
 from services.optimization.techniques import Model
 
 TRIAL_SHARE = 1 / 6  # of the time that the final run's measurement takes: two models instead of several
-_SURELY = 1.05  # of a served speed-up: the final measurement's lower bound has to reach the target
 _LEAST_MORE = 1.02
 MOST_FINALISTS = 4  # that are measured together in the end
 
@@ -85,7 +84,7 @@ class Seeker:
         comparison: Comparison,
         judge: Judge,
         tell: Callable[[float, str], None],
-        serve: Callable[[Model], float | None],
+        serve: Callable[[Model], Interval | None],
         keep: Callable[[Trial], None] = lambda trial: None,
     ) -> None:
         self._search, self._maker, self._comparison, self._judge = search, maker, comparison, judge
@@ -108,16 +107,20 @@ class Seeker:
         return self._advice(goal, rung, begun)
 
     def _check_served(self, goal: Goal, trial: Trial, share: float) -> None:
-        """What is fast enough by itself is served before the search ends on it: the service has a cost of its own for each row."""
+        """What is fast enough by itself is served before the search ends on it: the service has a cost of its own for each row.
+
+        It is held to the target by its lower bound, as the final measurement will be.
+        """
         target = goal.resolved.min_served_speedup
         if target is None or trial.speedup is None or not self._search.wanted.is_met_by(trial):
             return
         self._tell(share, f"serving {trial.rung.name}")
         made = self._maker.make(Recipe(name=trial.rung.name, steps=trial.rung.steps), share, 0.0)
         found = self._serve(made.model)
-        if found is not None and found < target * _SURELY:
-            self._tell(share, f"{trial.rung.name} is served {found:.2f} times as fast, where {target:g} is wanted")
-            self._search.want_more(trial.speedup.estimate * max(target * _SURELY / found, _LEAST_MORE))
+        if found is not None and found.low < target:
+            told = f"served {found.estimate:.2f} times as fast ({found.low:.2f} to {found.high:.2f})"
+            self._tell(share, f"{trial.rung.name} is {told}, where {target:g} is wanted")
+            self._search.want_more(trial.speedup.estimate * max(target / found.low, _LEAST_MORE))
 
     def finalists(self) -> tuple[Recipe, ...]:
         """What the final run measures: the best of the front; where nothing was accepted, the nearest, so that the report says why."""

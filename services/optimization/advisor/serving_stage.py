@@ -11,6 +11,7 @@ from services.optimization.advisor.serving.trial import TrialFailed
 from services.optimization.advisor.serving.tune import Wanted, serve_and_tune
 from services.optimization.examples import Examples
 from services.optimization.failures import NotEnoughData
+from services.optimization.report import Interval
 from services.optimization.techniques import Model
 
 log = structlog.get_logger("hone.jobs")
@@ -26,10 +27,10 @@ class ServingStage:
         self._scratch, self._seed = scratch, seed
         self.note = ""
 
-    def quick(self, candidate: Model, seconds: float) -> float | None:
+    def quick(self, candidate: Model, seconds: float) -> Interval | None:
         """The speed-up through the service with the default settings; None where that cannot be tried."""
         found = self._served(candidate, seconds, search=False)
-        return found.speedup.estimate if found else None
+        return found.speedup if found else None
 
     def whole(self, candidate: Model, seconds: float, say: Callable[[str], None]) -> ServedAdvice | None:
         """With the settings searched; None where it cannot be tried, which `note` explains."""
