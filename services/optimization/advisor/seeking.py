@@ -28,7 +28,7 @@ from services.optimization.report import Interval, Verdict
 from services.optimization.techniques import Model
 
 TRIAL_SHARE = 1 / 6  # of the time that the final run's measurement takes: two models instead of several
-_LEAST_MORE = 1.02
+_LEAST_MORE, _MOST_DOUBTED = 1.02, 1.25  # that a served speed-up is asked to be better by, where a short run leaves it open
 MOST_FINALISTS = 4  # that are measured together in the end
 
 
@@ -120,7 +120,8 @@ class Seeker:
         if found is not None and found.low < target:
             told = f"served {found.estimate:.2f} times as fast ({found.low:.2f} to {found.high:.2f})"
             self._tell(share, f"{trial.rung.name} is {told}, where {target:g} is wanted")
-            self._search.want_more(trial.speedup.estimate * max(target / found.low, _LEAST_MORE))
+            doubted = max(_LEAST_MORE, min(target / found.low, _MOST_DOUBTED))
+            self._search.want_more(trial.speedup.estimate * max(target / found.estimate, doubted))
 
     def finalists(self) -> tuple[Recipe, ...]:
         """What the final run measures: the best of the front; where nothing was accepted, the nearest, so that the report says why."""
