@@ -1,7 +1,7 @@
 """One job's work: carry out recipes, measure them beside the original, judge, choose."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,12 @@ from pydantic import Field
 
 from services.optimization import data as job_data
 from services.optimization.advisor.advice import Advice
+from services.optimization.advisor.conclusion import Conclusion
 from services.optimization.advisor.experience import EXPERIENCE, Experience, context_of
 from services.optimization.advisor.finals import final_trials
 from services.optimization.advisor.goal import Goal
-from services.optimization.advisor.pricing import measured
 from services.optimization.advisor.seeking import TRIAL_SHARE, Judge, Seeker, search_for
 from services.optimization.advisor.serving_stage import QUICK_SHARE, ServingStage
-from services.optimization.advisor.targets import fitting, missed
-from services.optimization.advisor.value import worth
 from services.optimization.data import Data
 from services.optimization.environment import describe
 from services.optimization.estimating import Estimator
@@ -148,40 +146,10 @@ class _Run:
         left = self.deadline - time.monotonic()
         return min(self.plan.evaluation_seconds, max(_LEAST_LATENCY_S, left / (3 if self.plan.goal else 2)))
 
-    def advise(
-        self, stage: ServingStage, seeker: Seeker, advice: Advice, candidates: Sequence[Candidate], metric: Metric, begun: float
-    ) -> tuple[Advice, str]:
-        """What the search has come to, and the name of what is published; "" for nothing."""
-        if advice.precisions:
-            speedups = {found.name: found.speedup for found in candidates if found.speedup is not None}
-            advice = advice.model_copy(update={"precisions": seeker.precisions(advice.goal, advice.stopped_because, speedups)})
-        fit = fitting(stage.goal.resolved, candidates)
-        chosen = gates.choose(fit, self.plan.objective) or gates.choose(candidates, self.plan.objective)
-        if chosen:
-            advice = self.serve(stage, advice, next(found for found in candidates if found.name == chosen), metric, begun)
-        chosen = "" if advice.missed else chosen
-        return advice.model_copy(update={"is_target_met": bool(chosen)}), chosen
-
-    def serve(self, stage: ServingStage, advice: Advice, candidate: Candidate, metric: Metric, begun: float) -> Advice:
-        """The advice with what serving measured, whether that meets the targets, and what it is worth."""
+    def serving_seconds(self) -> float:
+        """That serving the chosen one may take."""
         seconds = _SERVING_SHARE * self.plan.evaluation_seconds
-        if self.deadline is not None:
-            seconds = max(0.0, min(seconds, self.deadline - time.monotonic()))
-        served = stage.whole(self.made[candidate.name].model, seconds, lambda line: self.progress("serving", 1.0, line))
-        if candidate.measurement is None:
-            raise ValueError(f"{candidate.name} is accepted and unmeasured")
-        faults = missed(stage.goal.resolved, candidate.measurement, candidate.speedup, served, stage.note)
-        priced = measured(served, candidate, metric, time.monotonic() - begun) if served else None
-        economics = stage.goal.economics
-        return advice.model_copy(
-            update={
-                "served": served,
-                "serving_note": "" if served else stage.note,
-                "missed": faults,
-                "measured": priced,
-                "worth": worth(economics, priced, seed=self.plan.seed) if economics and priced else None,
-            }
-        )
+        return seconds if self.deadline is None else max(0.0, min(seconds, self.deadline - time.monotonic()))
 
     def conclude(self, metric: Metric, timed: Mapping[str, Timed], measured: Mapping[str, Measurement]) -> tuple[Candidate, ...]:
         held = self.plan.gates.for_metric(metric)
@@ -276,7 +244,10 @@ def execute(
     candidates = run.conclude(metric, timed, figures)
     experience.add_all(final_trials(source, plan.kinds, metric, candidates))
     if stage and seeker and advice:
-        advice, chosen = run.advise(stage, seeker, advice, candidates, metric, begun)
+        ending = Conclusion(seeker, stage, metric, plan.objective, plan.seed, begun)
+        advice, chosen = ending.draw(
+            advice, candidates, lambda name: run.made[name].model, run.serving_seconds(), lambda line: progress("serving", 1.0, line)
+        )
     else:
         chosen = gates.choose(candidates, plan.objective)
     progress("concluding", 1.0, "every candidate was measured")

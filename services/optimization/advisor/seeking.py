@@ -14,6 +14,7 @@ from services.optimization.advisor.observation import NOWHERE
 from services.optimization.advisor.precisions import Finding, Limits, findings, is_worth_trying
 from services.optimization.advisor.rung import Rung, Trial
 from services.optimization.advisor.search import Search, Stop, front
+from services.optimization.advisor.targets import shortfall
 from services.optimization.environment import cpu_features
 from services.optimization.estimating import Estimator
 from services.optimization.evaluation import gates as judging
@@ -28,7 +29,6 @@ from services.optimization.report import Interval, Verdict
 from services.optimization.techniques import Model
 
 TRIAL_SHARE = 1 / 6  # of the time that the final run's measurement takes: two models instead of several
-_LEAST_MORE, _MOST_DOUBTED = 1.02, 1.25  # that a served speed-up is asked to be better by, where a short run leaves it open
 MOST_FINALISTS = 4  # that are measured together in the end
 
 
@@ -117,11 +117,10 @@ class Seeker:
         self._tell(share, f"serving {trial.rung.name}")
         made = self._maker.make(Recipe(name=trial.rung.name, steps=trial.rung.steps), share, 0.0)
         found = self._serve(made.model)
-        if found is not None and found.low < target:
+        if found is not None and (more := shortfall(target, found)) > 1:
             told = f"served {found.estimate:.2f} times as fast ({found.low:.2f} to {found.high:.2f})"
             self._tell(share, f"{trial.rung.name} is {told}, where {target:g} is wanted")
-            doubted = max(_LEAST_MORE, min(target / found.low, _MOST_DOUBTED))
-            self._search.want_more(trial.speedup.estimate * max(target / found.estimate, doubted))
+            self._search.want_more(trial.speedup.estimate * more)
 
     def finalists(self) -> tuple[Recipe, ...]:
         """What the final run measures: the best of the front; where nothing was accepted, the nearest, so that the report says why."""

@@ -6,6 +6,8 @@ from services.optimization.advisor.scenarios import Targets
 from services.optimization.advisor.serving.served import ServedAdvice, ServedFigures
 from services.optimization.report import Candidate, Interval, Measurement
 
+_LEAST_MORE, _MOST_DOUBTED = 1.02, 1.25
+
 
 def missed(
     targets: Targets, measurement: Measurement, speedup: Interval | None, served: ServedAdvice | None, serving_note: str
@@ -13,6 +15,16 @@ def missed(
     """A sentence for each target that the final measurements do not reach; the model's own loss is the gates'."""
     of_service = _of_service(targets, served) if served else _unserved(targets, serving_note)
     return (*_of_model(targets, measurement), *_of_speed(targets.min_speedup, speedup), *of_service)
+
+
+def shortfall(wanted: float, found: Interval) -> float:
+    """How many times faster it has to be, by a short run, for the final one to reach `wanted` surely; 1 where it does.
+
+    The estimate is made up for whole. That a wide interval reaches far below says little of how slow it is: it asks for a bounded more.
+    """
+    if found.low >= wanted:
+        return 1.0
+    return max(wanted / found.estimate, _LEAST_MORE, min(wanted / found.low, _MOST_DOUBTED))
 
 
 def fitting(targets: Targets, candidates: Iterable[Candidate]) -> list[Candidate]:
