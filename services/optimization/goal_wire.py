@@ -16,9 +16,9 @@ from services.optimization.advisor.precisions import Finding
 from services.optimization.advisor.scenarios import PRESETS, Scenario, Targets, impossible, resolve
 from services.optimization.advisor.search import Outlook
 from services.optimization.advisor.serving.traffic import Traffic
+from services.optimization.interval_wire import interval_message
 from services.optimization.outline import Outline
 from services.optimization.recipe import Step
-from services.optimization.report import Interval
 from services.optimization.serving_wire import serving_message
 
 _T = TypeVar("_T", bound=BaseModel)
@@ -154,21 +154,21 @@ def _planned(outlook: Outlook) -> advisor_pb2.PlannedTrial:
 def worth_message(worth: Worth) -> advisor_pb2.Worth:
     return advisor_pb2.Worth(
         currency=worth.currency,
-        capacity_before=_interval(worth.capacity_before),
-        capacity_after=_interval(worth.capacity_after),
+        capacity_before=interval_message(worth.capacity_before),
+        capacity_after=interval_message(worth.capacity_after),
         months=[_month(month) for month in worth.months],
         one_time_cost=worth.one_time_cost,
         total_cost=worth.total_cost,
-        total_benefit=_interval(worth.total_benefit),
-        quality_benefit=_interval(worth.quality_benefit),
-        net_benefit=_interval(worth.net_benefit),
-        roi=_interval(worth.roi),
+        total_benefit=interval_message(worth.total_benefit),
+        quality_benefit=interval_message(worth.quality_benefit),
+        net_benefit=interval_message(worth.net_benefit),
+        roi=interval_message(worth.roi),
         payback_months=_until(worth.payback_months),
         break_even_rows=_until(worth.break_even_rows),
         break_even_months=_until(worth.break_even_months),
-        cost_per_million_rows_before=_interval(worth.cost_per_million_rows_before),
-        cost_per_million_rows_after=_interval(worth.cost_per_million_rows_after),
-        saves_from_rows_per_second=_interval(worth.saves_from_rows_per_second),
+        cost_per_million_rows_before=interval_message(worth.cost_per_million_rows_before),
+        cost_per_million_rows_after=interval_message(worth.cost_per_million_rows_after),
+        saves_from_rows_per_second=interval_message(worth.saves_from_rows_per_second),
         sensitivity=[_swing(swing) for swing in worth.sensitivity],
         payoff=advisor_pb2.Payoff.Value(f"PAYOFF_{worth.payoff}"),
         verdict=worth.verdict,
@@ -180,9 +180,9 @@ def _precision(found: Finding) -> advisor_pb2.PrecisionFinding:
     return advisor_pb2.PrecisionFinding(
         precision=advisor_pb2.Precision.Value(f"PRECISION_{found.precision}"),
         recipe=found.recipe,
-        speedup=_interval(found.speedup),
+        speedup=interval_message(found.speedup),
         size_ratio=found.size_ratio,
-        loss=_interval(found.loss),
+        loss=interval_message(found.loss),
         qualifies=found.qualifies,
         reason=found.reason,
         note=found.note,
@@ -194,9 +194,9 @@ def _trial(trial: Tried) -> advisor_pb2.Trial:
         name=trial.name,
         steps=_steps(trial.steps),
         is_shape=trial.is_shape,
-        speedup=_interval(trial.speedup),
+        speedup=interval_message(trial.speedup),
         size_ratio=trial.size_ratio,
-        loss=_interval(trial.loss),
+        loss=interval_message(trial.loss),
         accepted=trial.accepted,
         reason=trial.reason,
         seconds=trial.seconds,
@@ -208,10 +208,6 @@ def _steps(steps: Sequence[Step]) -> list[pb.Step]:
     return [pb.Step(technique=step.technique, parameters=conversion.struct(step.parameters)) for step in steps]
 
 
-def _interval(interval: Interval | None) -> pb.Interval | None:
-    return pb.Interval(estimate=interval.estimate, low=interval.low, high=interval.high) if interval else None
-
-
 def _until(until: Until | None) -> advisor_pb2.Until | None:
     return advisor_pb2.Until(estimate=until.estimate, low=until.low, high=until.high) if until else None
 
@@ -220,10 +216,10 @@ def _month(month: Month) -> advisor_pb2.Month:
     return advisor_pb2.Month(
         month=month.month,
         rows_per_second=month.rows_per_second,
-        instances_before=_interval(month.instances_before),
-        instances_after=_interval(month.instances_after),
-        saving=_interval(month.saving),
-        cumulative_net=_interval(month.cumulative_net),
+        instances_before=interval_message(month.instances_before),
+        instances_after=interval_message(month.instances_after),
+        saving=interval_message(month.saving),
+        cumulative_net=interval_message(month.cumulative_net),
     )
 
 

@@ -1,11 +1,10 @@
 """Between the advisor's messages of serving and our own values."""
 
 from hone.optimization.v1 import advisor_pb2
-from hone.optimization.v1 import jobs_pb2 as pb
 
 from services.optimization.advisor.serving.served import ServedAdvice, ServedCapacity, ServedFigures, TriedSettings
 from services.optimization.conversion import struct
-from services.optimization.report import Interval
+from services.optimization.interval_wire import interval_message
 
 
 def serving_message(served: ServedAdvice) -> advisor_pb2.Serving:
@@ -14,8 +13,8 @@ def serving_message(served: ServedAdvice) -> advisor_pb2.Serving:
         original=_served(served.original),
         chosen_with_defaults=_served(served.candidate_default),
         chosen=_served(served.candidate),
-        speedup=_interval(served.speedup),
-        settings_gain=_interval(served.settings_gain),
+        speedup=interval_message(served.speedup),
+        settings_gain=interval_message(served.settings_gain),
         settings=struct(advice.settings),
         settings_tried=[*(_tried(each, kept=True) for each in advice.kept), *(_tried(each, kept=False) for each in advice.not_kept)],
         settings_left=advice.left,
@@ -29,7 +28,7 @@ def serving_message(served: ServedAdvice) -> advisor_pb2.Serving:
 
 def _served(figures: ServedFigures) -> advisor_pb2.Served:
     told = figures.model_dump(exclude={"rows_per_second"}, exclude_none=True)
-    return advisor_pb2.Served(rows_per_second=_interval(figures.rows_per_second), **told)
+    return advisor_pb2.Served(rows_per_second=interval_message(figures.rows_per_second), **told)
 
 
 def _capacity(found: ServedCapacity | None) -> advisor_pb2.ServedCapacity | None:
@@ -40,7 +39,3 @@ def _capacity(found: ServedCapacity | None) -> advisor_pb2.ServedCapacity | None
 
 def _tried(trial: TriedSettings, *, kept: bool) -> advisor_pb2.SettingTrial:
     return advisor_pb2.SettingTrial(knob=trial.knob, settings=struct(trial.settings), gain=trial.gain, noise=trial.noise, kept=kept)
-
-
-def _interval(interval: Interval) -> pb.Interval:
-    return pb.Interval(estimate=interval.estimate, low=interval.low, high=interval.high)

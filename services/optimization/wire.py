@@ -11,10 +11,11 @@ from services.optimization import goal_wire
 from services.optimization.conversion import checked, struct, timestamp
 from services.optimization.estimating import PlannedStep
 from services.optimization.evaluation.metrics import Metric
+from services.optimization.interval_wire import interval_message
 from services.optimization.jobs.job import Event, Job, State
 from services.optimization.planning import Estimate
 from services.optimization.recipe import Gates, Objective
-from services.optimization.report import Candidate, Interval, Measurement, Quality, Report
+from services.optimization.report import Candidate, Measurement, Quality, Report
 from services.optimization.spec import Budget, DataSource, Spec
 from services.optimization.techniques import Technique
 
@@ -162,9 +163,9 @@ def _candidate(candidate: Candidate) -> pb.Candidate:
         verdict=pb.Verdict.Value(f"VERDICT_{candidate.verdict}"),
         reason=candidate.reason,
         measurement=_measurement(candidate.measurement) if candidate.measurement else None,
-        fidelity=_interval(candidate.fidelity),
+        fidelity=interval_message(candidate.fidelity),
         min_fidelity=candidate.min_fidelity,
-        speedup=_interval(candidate.speedup),
+        speedup=interval_message(candidate.speedup),
         size_ratio=candidate.size_ratio,
         notes=struct(candidate.notes),
         optimization_seconds=candidate.optimization_seconds,
@@ -175,9 +176,9 @@ def _candidate(candidate: Candidate) -> pb.Candidate:
 def _quality(quality: Quality) -> pb.Quality:
     return pb.Quality(
         metric=_METRIC_NUMBERS[quality.metric],
-        original=_interval(quality.original),
-        candidate=_interval(quality.candidate),
-        difference=_interval(quality.difference),
+        original=interval_message(quality.original),
+        candidate=interval_message(quality.candidate),
+        difference=interval_message(quality.difference),
         p_value=quality.p_value,
         test=quality.test,
         examples=quality.examples,
@@ -191,10 +192,6 @@ def _measurement(measurement: Measurement) -> pb.Measurement:
         workloads=[pb.WorkloadResult(**workload.model_dump()) for workload in measurement.workloads],
         memory_bytes=measurement.memory_bytes,
     )
-
-
-def _interval(interval: Interval | None) -> pb.Interval | None:
-    return pb.Interval(estimate=interval.estimate, low=interval.low, high=interval.high) if interval else None
 
 
 def event_message(event: Event) -> pb.JobEvent:
