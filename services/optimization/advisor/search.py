@@ -26,8 +26,12 @@ class Wanted:
     is_small_best: bool = False  # without a target: bytes are sought, not speed
 
     def is_met_by(self, trial: Trial) -> bool:
-        """By the better bound of what was measured: the final run judges by the worse one."""
-        if not trial.accepted or trial.speedup is None:
+        """By the estimates of a short measurement: the final run judges by the worse bounds."""
+        return trial.accepted and self.is_reached_by(trial)
+
+    def is_reached_by(self, trial: Trial) -> bool:
+        """By its speed and size, whatever it answers."""
+        if trial.speedup is None:
             return False
         fast = self.speedup is None or trial.speedup.estimate >= self.speedup
         return fast and (self.size_ratio is None or trial.size_ratio >= self.size_ratio)

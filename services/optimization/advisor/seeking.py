@@ -14,7 +14,7 @@ from services.optimization.advisor.observation import NOWHERE
 from services.optimization.advisor.precisions import Finding, Limits, findings, is_worth_trying
 from services.optimization.advisor.rung import Rung, Trial
 from services.optimization.advisor.search import Search, Stop, front
-from services.optimization.advisor.targets import shortfall
+from services.optimization.advisor.serving_check import ServingCheck
 from services.optimization.environment import cpu_features
 from services.optimization.estimating import Estimator
 from services.optimization.evaluation import gates as judging
@@ -94,33 +94,25 @@ class Seeker:
     def seek(self, goal: Goal, told: Callable[[Advice], None]) -> Advice:
         """`told` takes what is known after each trial: who cancels the job keeps that. Raises what exhausts the machine."""
         begun, whole = time.monotonic(), self._maker.seconds_left
+
+        def share() -> float:
+            return (time.monotonic() - begun) / max(whole, 1e-9)
+
+        def serve(rung: Rung) -> Interval | None:
+            return self._serve(self._made(rung, share()).model)
+
+        check = ServingCheck(self._search, goal.resolved.min_served_speedup, serve, lambda line: self._tell(share(), line))
         while isinstance(rung := self._search.next(self._maker.seconds_left), Rung):
-            share = (time.monotonic() - begun) / max(whole, 1e-9)
             expected = next((found for found in self._search.outlooks() if rung.name in (found.rung.name, found.rung.shape)), None)
-            self._tell(share, f"trying {rung.name}" + (f", expected to be {expected.speedup.median:.1f} times as fast" if expected else ""))
-            trial = self.attempt(rung, share)
+            likely = f", expected to be {expected.speedup.median:.1f} times as fast" if expected else ""
+            self._tell(share(), f"trying {rung.name}{likely}")
+            trial = self.attempt(rung, share())
             self._search.learn(trial)
             self._keep(trial)
-            self._check_served(goal, trial, share)
+            check.after(trial)
             self._tried.append(Tried.of(trial, expected.speedup.median if expected else 0.0))
             told(self._advice(goal, Stop("the search was cut short"), begun))
         return self._advice(goal, rung, begun)
-
-    def _check_served(self, goal: Goal, trial: Trial, share: float) -> None:
-        """What is fast enough by itself is served before the search ends on it: the service has a cost of its own for each row.
-
-        It is held to the target by its lower bound, as the final measurement will be.
-        """
-        target = goal.resolved.min_served_speedup
-        if target is None or trial.speedup is None or not self._search.wanted.is_met_by(trial):
-            return
-        self._tell(share, f"serving {trial.rung.name}")
-        made = self._maker.make(Recipe(name=trial.rung.name, steps=trial.rung.steps), share, 0.0)
-        found = self._serve(made.model)
-        if found is not None and (more := shortfall(target, found)) > 1:
-            told = f"served {found.estimate:.2f} times as fast ({found.low:.2f} to {found.high:.2f})"
-            self._tell(share, f"{trial.rung.name} is {told}, where {target:g} is wanted")
-            self._search.want_more(trial.speedup.estimate * more)
 
     def finalists(self) -> tuple[Recipe, ...]:
         """What the final run measures: the best of the front; where nothing was accepted, the nearest, so that the report says why."""
@@ -153,12 +145,14 @@ class Seeker:
         """Makes it and measures it, `share` of the search's time being over. Raises what exhausts the machine."""
         begun = time.monotonic()
         try:
-            made = self._maker.make(Recipe(name=rung.name, steps=rung.steps), share, 0.0)
-            trial = self._measured(rung, made)
+            trial = self._measured(rung, self._made(rung, share))
         except INFEASIBLE as failure:
             raise_when_exhausted(failure)
             trial = Trial(rung, reason=str(failure))
         return replace(trial, seconds=time.monotonic() - begun)
+
+    def _made(self, rung: Rung, share: float) -> Made:
+        return self._maker.make(Recipe(name=rung.name, steps=rung.steps), share, 0.0)
 
     def _measured(self, rung: Rung, made: Made) -> Trial:
         compared = self._comparison.admit(rung.name, made.model)

@@ -7,6 +7,7 @@ from services.optimization.advisor.serving.served import ServedAdvice, ServedFig
 from services.optimization.report import Candidate, Interval, Measurement
 
 _LEAST_MORE, _MOST_DOUBTED = 1.02, 1.25
+_ROOM = 2.0  # times the way from a short run's estimate down to its bound: the final run's interval is as wide about, and lies elsewhere
 
 
 def missed(
@@ -22,9 +23,11 @@ def shortfall(wanted: float, found: Interval) -> float:
 
     The estimate is made up for whole. That a wide interval reaches far below says little of how slow it is: it asks for a bounded more.
     """
-    if found.low >= wanted:
+    surely = found.estimate - _ROOM * (found.estimate - found.low)
+    if surely >= wanted:
         return 1.0
-    return max(wanted / found.estimate, _LEAST_MORE, min(wanted / found.low, _MOST_DOUBTED))
+    doubted = wanted / surely if surely > 0 else _MOST_DOUBTED
+    return max(wanted / found.estimate, _LEAST_MORE, min(doubted, _MOST_DOUBTED))
 
 
 def fitting(targets: Targets, candidates: Iterable[Candidate]) -> list[Candidate]:
