@@ -9,7 +9,7 @@ from services.optimization.advisor.goal import gates_for
 from services.optimization.advisor.precisions import notes
 from services.optimization.advisor.search import Outlook
 from services.optimization.advisor.seeking import search_for
-from services.optimization.environment import cpu_features
+from services.optimization.environment import cpu_features, gpus
 from services.optimization.spec import Spec
 from services.optimization.techniques import Model
 from services.repository.store import Repository
@@ -35,4 +35,5 @@ def outline(spec: Spec, original: Model, repository: Repository, kept_steps: Pat
     experience = Experience(kept_steps / EXPERIENCE, original.signature, context_of(estimator, metric, threads))
     search = search_for(spec.goal, gates, kinds, estimator, estimator.assumed_row_seconds, experience)
     outlooks = tuple(search.outlooks())
-    return Outline(outlooks, sum(rung.seconds for rung in search.left), budget_seconds, notes(spec.goal.preset.objective, cpu_features()))
+    told = notes(spec.goal.preset.objective, cpu_features(), gpus())
+    return Outline(outlooks, sum(rung.seconds for rung in search.left), budget_seconds, told)

@@ -50,10 +50,10 @@ class Goal(Frozen):
 def wanted(goal: Goal, size_bytes: int, gates: Gates) -> Wanted:
     """The goal as the search takes it, for an original of so many bytes; `gates` are those `for_metric`, which hold the loss."""
     targets = goal.resolved
-    speedup = max((found for found in (targets.min_speedup, targets.min_served_speedup) if found), default=None)
     size_ratio = size_bytes / targets.max_size_bytes if targets.max_size_bytes else None
     loss = gates.max_loss if gates.max_loss is not None else 1 - (gates.min_fidelity or 0)
-    return Wanted(loss, speedup, size_ratio, is_small_best=goal.preset.objective is Objective.SIZE)
+    is_small_best = goal.preset.objective is Objective.SIZE
+    return Wanted(loss, targets.min_speedup, size_ratio, targets.min_served_speedup, is_small_best)
 
 
 def gates_for(goal: Goal, gates: Gates, metric: Metric) -> Gates:

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from services.optimization.advisor.rung import Rung, Trial
 from services.optimization.advisor.scenarios import Targets
-from services.optimization.environment import has_bf16, has_fp16, has_int8_dot
+from services.optimization.environment import Gpu, has_bf16, has_fp16, has_int8_dot
 from services.optimization.recipe import Objective, Step
 from services.optimization.report import Interval
 from services.repository.manifest import Frozen
@@ -90,10 +90,17 @@ def is_worth_trying(steps: Sequence[Step], objective: Objective, features: froze
     return objective is Objective.SIZE or not is_emulated(precision_of(steps), features)
 
 
-def notes(objective: Objective, features: frozenset[str]) -> tuple[str, ...]:
-    """What this processor lacks, a sentence each, before anything is tried."""
+def notes(objective: Objective, features: frozenset[str], gpus: Sequence[Gpu] = ()) -> tuple[str, ...]:
+    """What this processor lacks and which GPUs are beside it, a sentence each, before anything is tried."""
     emulated = [precision for precision in Precision if is_emulated(precision, features)]
-    return tuple(filter(None, (*(_emulated(one, objective) for one in emulated), _note(Precision.INT8, features))))
+    lacking = (*(_emulated(one, objective) for one in emulated), _note(Precision.INT8, features))
+    return tuple(filter(None, (*lacking, *map(_of_gpu, gpus))))
+
+
+def _of_gpu(gpu: Gpu) -> str:
+    has = {"FP16": gpu.has_fp16, "INT8": gpu.has_int8, "BF16": gpu.has_bf16}
+    runs = ", ".join(["FP32", *(name for name in has if has[name])])
+    return f"{gpu}: it runs {runs} in hardware; precisions are timed on the processor, and only what is served may use it"
 
 
 def findings(

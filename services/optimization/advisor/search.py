@@ -9,11 +9,13 @@ from services.optimization.advisor.guess import Guess, Loss, Prior
 from services.optimization.advisor.learning import Belief
 from services.optimization.advisor.observation import INTERVAL_SPREADS, MEASURED_SPREAD, NOWHERE, Context, Observation
 from services.optimization.advisor.rung import Rung, Trial
+from services.optimization.advisor.served_run import ServedRun
 from services.optimization.recipe import Step
 from services.optimization.report import Interval
 
 HOPELESS = 0.02  # chance below which a recipe is not worth any time
 BETTER = 1.05  # without a target, what is worth going on for
+A_LOOK = 0.2  # of what training the best costs, that looking at another shape first may cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Wanted:
     max_loss: float
     speedup: float | None = None
     size_ratio: float | None = None
+    served_speedup: float | None = None
     is_small_best: bool = False  # without a target: bytes are sought, not speed
 
     def is_met_by(self, trial: Trial) -> bool:
@@ -33,12 +36,12 @@ class Wanted:
         """By its speed and size, whatever it answers."""
         if trial.speedup is None:
             return False
-        fast = self.speedup is None or trial.speedup.estimate >= self.speedup
+        fast = trial.speedup.estimate >= max(self.speedup or 0.0, self.served_speedup or 0.0)  # none is served faster than it is itself
         return fast and (self.size_ratio is None or trial.size_ratio >= self.size_ratio)
 
     @property
     def has_target(self) -> bool:
-        return self.speedup is not None or self.size_ratio is not None
+        return any(target is not None for target in (self.speedup, self.size_ratio, self.served_speedup))
 
     def merit(self, trial: Trial) -> float:
         """The ratio that is sought."""
@@ -57,7 +60,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What is expected of a rung now, and the chance that it meets the goal, per second of its cost."""
+    """What is expected of a rung now, the chance that it meets the goal, and what it brings for each second of its cost."""
 
     rung: Rung
     speedup: Guess
@@ -65,15 +68,17 @@ class Outlook:
     loss: Loss
     chance: float
     seconds: float
+    gain: float  # with a target that chance; without one the expected logarithm of how much better it is than the best so far
+    ceiling: float  # of the gain, were it only fast and small enough
     basis: str  # of what is expected
 
     @property
     def index(self) -> float:
-        return self.chance / max(self.seconds, 1e-9)
+        return self.gain / max(self.seconds, 1e-9)
 
 
 class Search:
-    """Tries first what has the highest chance for each second that it costs.
+    """Tries first what has the highest chance for each second that it costs; without a target, the highest expected gain for each.
 
     Among things of which any may succeed, each with a chance and a cost of its own, that order finds the first success at the
     lowest expected cost (the classical result for searching boxes one by one). Chances are of priors at first: the published rule
@@ -102,6 +107,7 @@ class Search:
         self._rungs = {rung.name: rung for rung in rungs}
         self.priors, self._here, self._evidence = priors, here, [*evidence]
         self._belief = Belief(priors, here, self._evidence)
+        self._served: dict[str, ServedRun] = {}
 
     def learn(self, trial: Trial) -> None:
         self.trials.append(trial)
@@ -110,9 +116,23 @@ class Search:
             self._evidence.append(found)
             self._belief = Belief(self.priors, self._here, self._evidence)
 
-    def want_more(self, speedup: float) -> None:
-        """What met the target turned out not to: so much is wanted from now on."""
-        self.wanted = replace(self.wanted, speedup=speedup)
+    def learn_served(self, trial: Trial, served: Interval) -> None:
+        """What a short run through the service measured: as much of another's speed-up is expected to be left there.
+
+        Where what is trained and accepted is not surely fast enough, the search goes on for what is faster.
+        """
+        target = self.wanted.served_speedup
+        if trial.speedup is None or target is None:
+            return
+        run = ServedRun(trial.speedup.estimate, served)
+        self._served[trial.rung.name] = run
+        if trial.accepted and not run.is_sure_of(target):
+            self.wanted = replace(self.wanted, speedup=run.enough(target))
+
+    def is_surely_served(self, rung: Rung) -> bool:
+        """Whether the target was measured, and is likely to be met by the final run; a shape stands for what is trained from it."""
+        target, run = self.wanted.served_speedup, self._served.get(rung.name) or self._served.get(rung.shape)
+        return target is None or (run is not None and run.is_sure_of(target))
 
     @property
     def left(self) -> tuple[Rung, ...]:
@@ -137,7 +157,7 @@ class Search:
 
     def next(self, seconds_left: float) -> Rung | Stop:
         """The rung to try now, or why none is."""
-        is_met = self.wanted.has_target and any(self.wanted.is_met_by(trial) for trial in self.trials)
+        is_met = self.wanted.has_target and any(map(self.wanted.is_met_by, self.trials))
         if is_met and not self._exhaustive:
             return Stop("the target is met", is_reached=True)
         outlooks = self.outlooks()
@@ -149,22 +169,38 @@ class Search:
         affordable = [outlook for outlook in hopeful if outlook.seconds <= seconds_left]
         if not affordable:
             return Stop(f"the time that is left, {seconds_left:.0f} s, is too short for what is left to try", is_met)
-        return self._first_of(affordable[0].rung)
+        return self._unseen_before(affordable[0], affordable)
 
-    def _first_of(self, rung: Rung) -> Rung:
-        """Its shape where that was not measured yet: it costs seconds, and tells the speed that training cannot change."""
+    def _unseen_before(self, best: Outlook, others: Sequence[Outlook]) -> Rung:
+        """The best, or a shape to look at before it: its own, or one that might turn out to be the better thing to train.
+
+        A shape costs seconds and tells the speed that training cannot change. Others' are looked at while that costs little beside
+        the best, and they would be better were they fast enough.
+        """
+        own = self._unseen_shape(best.rung)
+        if own is not None:
+            return own
+        unseen = [(outlook, shape) for outlook in others if (shape := self._unseen_shape(outlook.rung)) is not None]
+        worth_a_look = [
+            (outlook.ceiling / outlook.seconds, shape.name)
+            for outlook, shape in unseen
+            if self.seconds_of(shape) <= A_LOOK * best.seconds and outlook.ceiling / outlook.seconds > best.index
+        ]
+        return self._rungs[max(worth_a_look)[1]] if worth_a_look else best.rung
+
+    def _unseen_shape(self, rung: Rung) -> Rung | None:
         shape = self._rungs.get(rung.shape)
-        return shape if shape is not None and self._trial(shape.name) is None else rung
+        return shape if shape is not None and self._trial(shape.name) is None else None
 
     def _trial(self, name: str) -> Trial | None:
         return next((trial for trial in self.trials if trial.rung.name == name), None)
 
     def _outlook(self, rung: Rung) -> Outlook:
         speedup, size_ratio, loss = self._expected(rung)
-        chance = self._chance(speedup, size_ratio, loss) if self._can_be_made(rung) else 0.0
-        shape = self._rungs.get(rung.shape)
-        extra = self.seconds_of(shape) if shape is not None and self._trial(shape.name) is None else 0.0
-        return Outlook(rung, speedup, size_ratio, loss, chance, self.seconds_of(rung) + extra, self._basis(rung))
+        chance, gain, ceiling = self._prospects(rung, speedup, size_ratio, loss) if self._can_be_made(rung) else (0.0, 0.0, 0.0)
+        shape = self._unseen_shape(rung)
+        extra = self.seconds_of(shape) if shape is not None else 0.0
+        return Outlook(rung, speedup, size_ratio, loss, chance, self.seconds_of(rung) + extra, gain, ceiling, self._basis(rung))
 
     def seconds_of(self, rung: Rung) -> float:
         """To make and measure it now: the steps that it begins with were made already where a trial began with them."""
@@ -176,11 +212,27 @@ class Search:
         told = self._belief.of(_missing(rung, fast)).basis
         return ", ".join(filter(None, ["measured" if fast is not None else "", told]))
 
-    def _chance(self, speedup: Guess, size_ratio: Guess, loss: Loss) -> float:
+    def _prospects(self, rung: Rung, speedup: Guess, size_ratio: Guess, loss: Loss) -> tuple[float, float, float]:
+        """The chance to meet the goal, the gain, and its ceiling."""
         fast, small = self._bounds()
         doubt = self._doubt()
         seen = loss + Loss(0.0, 0.0, 2 * doubt / INTERVAL_SPREADS)
-        return speedup.chance_of(fast) * size_ratio.chance_of(small) * seen.chance_within(self.wanted.max_loss - doubt)
+        kept = seen.chance_within(self.wanted.max_loss - doubt)
+        chance = min(speedup.chance_of(fast), self._chance_served(rung, speedup)) * size_ratio.chance_of(small) * kept
+        if self.wanted.has_target:
+            return chance, chance, kept
+        gain = kept * (size_ratio.excess_over(small) if self.wanted.is_small_best else speedup.excess_over(fast))
+        return chance, gain, gain
+
+    def _chance_served(self, rung: Rung, speedup: Guess) -> float:
+        """That it meets the target through the service: by its own run there, or by that of what is about as fast by itself."""
+        target = self.wanted.served_speedup
+        if target is None:
+            return 1.0
+        runs = [self._served[name] for name in (rung.name, rung.shape) if name in self._served] or sorted(
+            self._served.values(), key=lambda run: abs(math.log(run.own / speedup.median))
+        )
+        return (speedup * runs[0].left if runs else speedup).chance_of(target)
 
     def _bounds(self) -> tuple[float, float]:
         """Speed-up and size ratio to reach: the target, or, where there is none, more than the best so far."""

@@ -101,7 +101,7 @@ class Seeker:
         def serve(rung: Rung) -> Interval | None:
             return self._serve(self._made(rung, share()).model)
 
-        check = ServingCheck(self._search, goal.resolved.min_served_speedup, serve, lambda line: self._tell(share(), line))
+        check = ServingCheck(self._search, serve, lambda line: self._tell(share(), line))
         while isinstance(rung := self._search.next(self._maker.seconds_left), Rung):
             expected = next((found for found in self._search.outlooks() if rung.name in (found.rung.name, found.rung.shape)), None)
             likely = f", expected to be {expected.speedup.median:.1f} times as fast" if expected else ""

@@ -1,14 +1,16 @@
 """The serving of a search: a candidate beside the original, through a service of their own, or the reason why not."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
 from services.optimization.advisor.goal import Goal
 from services.optimization.advisor.serving.served import ServedAdvice
 from services.optimization.advisor.serving.trial import TrialFailed
-from services.optimization.advisor.serving.tune import Wanted, serve_and_tune
+from services.optimization.advisor.serving.tune import Wanted, serve_and_compare, serve_and_tune
 from services.optimization.examples import Examples
 from services.optimization.failures import NotEnoughData
 from services.optimization.report import Interval
@@ -16,7 +18,9 @@ from services.optimization.techniques import Model
 
 log = structlog.get_logger("hone.jobs")
 
-QUICK_SHARE = 1 / 3  # of the time for measuring latency, of a run that only tells whether a candidate is fast enough
+_Found = TypeVar("_Found")
+
+QUICK_SHARE = 2 / 3  # of the time for measuring latency, of a run that only tells whether a candidate is fast enough
 
 
 class ServingStage:
@@ -29,20 +33,18 @@ class ServingStage:
 
     def quick(self, candidate: Model, seconds: float) -> Interval | None:
         """The speed-up through the service with the default settings; None where that cannot be tried."""
-        found = self._served(candidate, seconds, search=False)
-        return found.speedup if found else None
+        return self._tried(serve_and_compare, candidate, self._wanted(seconds))
 
     def whole(self, candidate: Model, seconds: float, say: Callable[[str], None]) -> ServedAdvice | None:
         """With the settings searched; None where it cannot be tried, which `note` explains."""
-        return self._served(candidate, seconds, search=True, say=say)
+        return self._tried(partial(serve_and_tune, say=say), candidate, self._wanted(seconds))
 
-    def _served(
-        self, candidate: Model, seconds: float, *, search: bool, say: Callable[[str], None] = lambda line: None
-    ) -> ServedAdvice | None:
-        targets = self.goal.resolved
-        wanted = Wanted(self.goal.preset.objective, seconds, targets.max_p99_ms if search else None, search, self._seed)
+    def _wanted(self, seconds: float) -> Wanted:
+        return Wanted(self.goal.preset.objective, seconds, self.goal.resolved.max_p99_ms, self._seed)
+
+    def _tried(self, serve: Callable[..., _Found], candidate: Model, wanted: Wanted) -> _Found | None:
         try:
-            return serve_and_tune(self._original, candidate, self._examples, self.goal.served_traffic, wanted, self._scratch, say=say)
+            return serve(self._original, candidate, self._examples, self.goal.served_traffic, wanted, self._scratch)
         except (TrialFailed, NotEnoughData) as error:
             self.note = f"serving could not be tried: {error}"
             log.warning("serving could not be tried", reason=str(error))

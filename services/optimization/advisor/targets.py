@@ -6,9 +6,6 @@ from services.optimization.advisor.scenarios import Targets
 from services.optimization.advisor.serving.served import ServedAdvice, ServedFigures
 from services.optimization.report import Candidate, Interval, Measurement
 
-_LEAST_MORE, _MOST_DOUBTED = 1.02, 1.25
-_ROOM = 2.0  # times the way from a short run's estimate down to its bound: the final run's interval is as wide about, and lies elsewhere
-
 
 def missed(
     targets: Targets, measurement: Measurement, speedup: Interval | None, served: ServedAdvice | None, serving_note: str
@@ -16,18 +13,6 @@ def missed(
     """A sentence for each target that the final measurements do not reach; the model's own loss is the gates'."""
     of_service = _of_service(targets, served) if served else _unserved(targets, serving_note)
     return (*_of_model(targets, measurement), *_of_speed(targets.min_speedup, speedup), *of_service)
-
-
-def shortfall(wanted: float, found: Interval) -> float:
-    """How many times faster it has to be, by a short run, for the final one to reach `wanted` surely; 1 where it does.
-
-    The estimate is made up for whole. That a wide interval reaches far below says little of how slow it is: it asks for a bounded more.
-    """
-    surely = found.estimate - _ROOM * (found.estimate - found.low)
-    if surely >= wanted:
-        return 1.0
-    doubted = wanted / surely if surely > 0 else _MOST_DOUBTED
-    return max(wanted / found.estimate, _LEAST_MORE, min(doubted, _MOST_DOUBTED))
 
 
 def fitting(targets: Targets, candidates: Iterable[Candidate]) -> list[Candidate]:

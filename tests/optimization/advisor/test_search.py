@@ -1,5 +1,6 @@
 """The order in which recipes are tried, and when trying ends."""
 
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -78,12 +79,37 @@ def test_a_shape_that_is_too_slow_spares_its_training() -> None:
 
 def test_without_a_target_it_goes_on_while_something_better_is_likely() -> None:
     names, stop = play(search(), OUTCOMES)
-    assert set(names) == {"onnx", "onnx-int8", "shape", "small"}
-    assert stop.reason == "everything was tried"
+    assert names == ["onnx-int8", "shape", "small"]
+    assert stop.reason == "nothing better is likely"  # plain onnx is half as fast as INT8
+
+
+def test_without_a_target_the_larger_gain_for_its_time_comes_first() -> None:
+    """Both are nearly sure to be better than the original: the chance alone would prefer what costs less."""
+    priors = {"onnx": prior(1.2, spread=0.02), "int8": prior(4, spread=0.02)}
+    rungs = (replace(ONNX, seconds=10), replace(INT8, seconds=20, parts=("int8",)))
+    assert Search(rungs, Wanted(0.01), priors).next(1e6).name == "onnx-int8"
+    assert Search(rungs, Wanted(0.01, speedup=1.1), priors).next(1e6).name == "onnx"
+
+
+def test_another_shape_is_looked_at_before_what_may_be_too_slow_is_trained() -> None:
+    """A look costs seconds, training minutes; where the best is known to be fast enough, nothing else is looked at."""
+    narrow_shape = replace(SHAPE, name="narrow-shape", parts=("narrow", "int8"))
+    narrow = replace(SMALL, name="narrow", parts=("narrow", "int8", "narrow-taught"), shape="narrow-shape")
+    priors = {**PRIORS, "narrow": prior(4, 0.006), "narrow-taught": prior(1, 0.012, spread=0)}
+
+    def after(speedup: float) -> Rung | Stop:
+        found = Search((SHAPE, SMALL, narrow_shape, narrow), Wanted(0.01, speedup=7.0), priors)
+        assert found.next(1e6) is SHAPE
+        found.learn(tried(SHAPE, speedup, None))
+        return found.next(1e6)
+
+    assert after(6.9) is narrow_shape
+    assert after(9.0) is SMALL
 
 
 def test_what_is_built_upon_a_failure_is_not_tried() -> None:
-    names, _ = play(search(), OUTCOMES | {"onnx": Trial(ONNX, reason="does not export")})
+    names, _ = play(search(speedup=1.2), OUTCOMES | {"onnx": Trial(ONNX, reason="does not export")})
+    assert names[0] == "onnx"
     assert names.count("onnx-int8") == 0
 
 

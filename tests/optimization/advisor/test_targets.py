@@ -8,7 +8,7 @@ from services.optimization.advisor.economics import Capacity, Speedup
 from services.optimization.advisor.pricing import measured
 from services.optimization.advisor.scenarios import Targets
 from services.optimization.advisor.serving.served import ServedAdvice, ServedCapacity, ServedFigures, ServingAdvice
-from services.optimization.advisor.targets import fitting, missed, shortfall
+from services.optimization.advisor.targets import fitting, missed
 from services.optimization.evaluation.metrics import Metric
 from services.optimization.report import Candidate, Interval, Measurement, Quality, Verdict
 
@@ -89,21 +89,6 @@ def test_what_the_model_itself_misses_does_not_fit() -> None:
     unmade = Candidate(name="unmade", steps=(), verdict=Verdict.INFEASIBLE, reason="")
     assert fitting(Targets(max_size_bytes=100), [small, large, unmade]) == [small]
     assert fitting(Targets(min_speedup=9), [small, large]) == []
-
-
-@pytest.mark.parametrize(
-    ("low", "estimate", "more"),
-    [
-        (6.5, 7.0, 1.0),  # the final run's lower bound is likely to reach it
-        (6.0, 7.0, 1.2),  # its own lower bound alone
-        (5.9, 6.3, 6 / 5.5),  # by the estimate alone
-        (4.6, 10.7, 1.25),  # a short run that tells little
-        (5.99, 6.0, 1.02),
-        (2.9, 3.0, 2.0),  # half of what is wanted
-    ],
-)
-def test_a_short_run_asks_for_as_much_more_as_it_lacks(low: float, estimate: float, more: float) -> None:
-    assert shortfall(6.0, Interval(estimate=estimate, low=low, high=2 * estimate)) == pytest.approx(more)
 
 
 def test_what_could_not_be_served_is_missed_with_the_reason() -> None:

@@ -1,8 +1,9 @@
-"""The whole of it: original and candidate behind a service of their own, the candidate's settings searched, both measured in the end."""
+"""Original and candidate behind a service of their own: compared as they are, or the candidate's settings searched and all measured."""
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,15 +29,16 @@ from services.optimization.advisor.serving.trial import TrialFailed, TrialServic
 from services.optimization.examples import Examples
 from services.optimization.folder import size_bytes
 from services.optimization.recipe import Objective
+from services.optimization.report import Interval
 from services.optimization.techniques import Model
 
 _SEARCH_SHARE = 0.6  # of the time, in which knobs are begun; the rest is for measuring what was found
 _LEAST_TURN_S, _MOST_TURN_S = 0.3, 3.0
-_TURNS = 150  # about so many turns are played in all, their leads included
+_TURNS = 150  # about so many turns are played while settings are searched, their leads included
 _REQUESTS = 5  # that each caller gets answered in a turn, where the time allows it
 _FIRST_TURN_S = 1.0
 _LEAST_ROUNDS, _MOST_ROUNDS = 6, 20
-_MOST_MEASURED = 3  # versions, in the end
+_MOST_MEASURED, _COMPARED = 3, 2  # versions, in the end of a search and without one
 
 _HELD_RATIO = 4  # of memory to files, that a version is reckoned with while its rows run
 _LEAST_LOADED, _MOST_LOADED = 3, 8
@@ -51,7 +53,6 @@ class Wanted:
     objective: Objective = Objective.THROUGHPUT
     seconds: float = 120.0
     max_p99_ms: float | None = None
-    search: bool = True
     seed: int = 0
 
 
@@ -71,14 +72,43 @@ def serve_and_tune(
     `examples` are asked where the traffic brings no rows; `scratch` exists, on the disk of the models, and is left as it was.
     Blocks. Raises TrialFailed where serving could not be tried, NotEnoughData where there is nothing to ask.
     """
+    with _session(original, candidate, examples, traffic, wanted, scratch, environment, say) as session:
+        session.choose_turns(_TURNS, 2 * _MOST_MEASURED)
+        return session.conclude(session.search())
+
+
+def serve_and_compare(
+    original: Model,
+    candidate: Model,
+    examples: Examples,
+    traffic: Traffic,
+    wanted: Wanted,
+    scratch: Path,
+    *,
+    environment: Mapping[str, str] = os.environ,
+) -> Interval:
+    """How many times as many rows a second the service answers with the candidate, its settings being the defaults; else as above."""
+    with _session(original, candidate, examples, traffic, wanted, scratch, environment) as session:
+        session.choose_turns(_COMPARED * _MOST_ROUNDS, _COMPARED)
+        return session.compare()
+
+
+@contextmanager
+def _session(
+    original: Model,
+    candidate: Model,
+    examples: Examples,
+    traffic: Traffic,
+    wanted: Wanted,
+    scratch: Path,
+    environment: Mapping[str, str],
+    say: Say = lambda message: None,
+) -> Iterator["_Session"]:
     begun = time.monotonic()
     material = material_of(traffic, candidate.folder, candidate.signature, examples, wanted.seed)
     with trial_service(scratch, environment) as service:
         player = Player(service, material, calls_for(material, candidate.signature.task), wanted.seed)
-        session = _Session(service, player, original, candidate, traffic, wanted, begun, say)
-        session.choose_turns()
-        found = session.search(material) if wanted.search else Found()
-        return session.conclude(found)
+        yield _Session(service, player, material, original, candidate, traffic, wanted, begun, say)
 
 
 @dataclass
@@ -87,6 +117,7 @@ class _Session:
 
     service: TrialService
     player: Player
+    material: Material
     original: Model
     candidate: Model
     traffic: Traffic
@@ -101,20 +132,28 @@ class _Session:
     def seconds_left(self) -> float:
         return self.begun + self.wanted.seconds - time.monotonic()
 
-    def choose_turns(self) -> None:
-        """As long as the time allows, and as callers need to be answered a few times: a shorter turn would not see the slowest calls."""
-        fair_s = min(max(self.seconds_left / _TURNS, _LEAST_TURN_S), _MOST_TURN_S)
-        self.turn_s = max(fair_s, self._needed_s(self._tuned({})))
-        self.final_turn_s = max(self.turn_s, self._needed_s(self._original()))
+    def choose_turns(self, turns: int, final_versions: int) -> None:
+        """As long as the time allows, and as callers need to be answered a few times: a shorter turn would not see the slowest calls.
 
-    def _needed_s(self, reference: str) -> float:
+        About so many turns are to come before the final ones, in which the time is to suffice for so many versions.
+        """
+        fair_s = min(max(self.seconds_left / turns, _LEAST_TURN_S), _MOST_TURN_S)
+        self.turn_s = max(fair_s, self._needed_s(self._tuned({}), final_versions))
+        self.final_turn_s = max(self.turn_s, self._needed_s(self._original(), final_versions))
+
+    def _needed_s(self, reference: str, final_versions: int) -> float:
         alone_s = self.player.seconds_alone(Subject(reference, self.traffic))
         (full,) = self.player.play([Subject(reference, self.traffic.closed_loop())], 1, max(_FIRST_TURN_S, _REQUESTS * alone_s))
-        fitting_s = self.seconds_left / (2 * _MOST_MEASURED * (_LEAST_ROUNDS + 1))
+        fitting_s = self.seconds_left / (final_versions * (_LEAST_ROUNDS + 1))
         waited_s = full.latency_s(0.5)
         return max(min(_REQUESTS * waited_s, fitting_s), _REQUESTS * alone_s)
 
-    def search(self, material: Material) -> Found:
+    def compare(self) -> Interval:
+        closed = self.traffic.closed_loop()
+        before, after = self._play([Subject(reference, closed) for reference in (self._original(), self._tuned({}))], self.seconds_left)
+        return ratio(before, after, self.wanted.seed)
+
+    def search(self) -> Found:
         is_latency = self.wanted.objective is Objective.LATENCY
         traffic = self.traffic if is_latency else self.traffic.closed_loop()
         begun = time.monotonic()
@@ -130,7 +169,7 @@ class _Session:
                 raise NotPlayed(str(failure)) from failure
 
         waiting = None if traffic.is_open_loop else traffic.callers * max(traffic.request_rows)
-        conditions = Conditions(len(os.sched_getaffinity(0)), tuple(material.lengths), waiting, material.can_vary)
+        conditions = Conditions(len(os.sched_getaffinity(0)), tuple(self.material.lengths), waiting, self.material.can_vary)
         merit = quickness if is_latency else throughput
         return tune(knobs(conditions), play, merit, lambda: time.monotonic() > end, self._most_loaded())
 
@@ -146,7 +185,8 @@ class _Session:
         self._unload_all_but([_ORIGINAL, _told({}), _told(settings)])
         references = [self._original(), self._tuned({}), *([self._tuned(settings)] if settings else [])]
         closed = self.traffic.closed_loop()
-        original, default, *tuned = self._play([Subject(reference, closed) for reference in references])
+        # Half of the time: there is more to be measured.
+        original, default, *tuned = self._play([Subject(reference, closed) for reference in references], self.seconds_left / 2)
         best = tuned[0] if tuned else default
         at_rate = [ServedFigures.of(each, seed) for each in self._at_rate([references[0], references[-1]])]
         capacities = [self._capacity(reference) for reference in (references[0], references[-1])]
@@ -166,7 +206,9 @@ class _Session:
         )
 
     def _at_rate(self, references: Sequence[str]) -> list[Played]:
-        return self._play([Subject(reference, self.traffic) for reference in references]) if self.traffic.is_open_loop else []
+        if not self.traffic.is_open_loop:
+            return []
+        return self._play([Subject(reference, self.traffic) for reference in references], self.seconds_left / 2)
 
     def _capacity(self, reference: str) -> ServedCapacity | None:
         """The best number of callers is played again for as many turns as the rest: the best of several looks better than it is."""
@@ -183,10 +225,9 @@ class _Session:
         (played,) = self.player.play([subject(found.callers)], _LEAST_ROUNDS, self.final_turn_s)
         return ServedCapacity.of(AtTarget(found.callers, played), target_ms, self.wanted.seed)
 
-    def _play(self, subjects: Sequence[Subject]) -> list[Played]:
-        """For as many rounds as half of the time allows: there is more to be measured."""
-        each_s = self.final_turn_s + lead_s(self.final_turn_s)
-        fitting = int(self.seconds_left / 2 / (len(subjects) * each_s))
+    def _play(self, subjects: Sequence[Subject], seconds: float) -> list[Played]:
+        """For as many rounds as fit into the time, within bounds."""
+        fitting = int(seconds / (len(subjects) * (self.final_turn_s + lead_s(self.final_turn_s))))
         return self.player.play(subjects, min(max(fitting, _LEAST_ROUNDS), _MOST_ROUNDS), self.final_turn_s)
 
     def _original(self) -> str:
