@@ -96,7 +96,7 @@ class Grid(Frozen):
 
     def table(self) -> Table:
         """Of what was measured."""
-        return Table(entry.cell(self.teacher_seconds) for entry in self.entries if entry.outcome is not None)
+        return Table((entry.cell(self.teacher_seconds) for entry in self.entries if entry.outcome is not None), self.held_out_rows)
 
     def save(self, path: Path) -> None:
         """Whole or not at all."""
@@ -198,7 +198,7 @@ def _workshop(folder: Path, material: Material) -> Iterator[_Workshop]:
         maker = Maker(source, steps, lambda *_, **__: None, float("inf"))
         estimator = Estimator(source, shared, steps, history, evaluation)
         row_seconds = comparison.row_seconds()
-        search = search_for(Goal(), gates.for_metric(metric), Kinds(calibration=False), estimator, row_seconds)
+        search = search_for(Goal(), metric, gates.for_metric(metric), Kinds(calibration=False), estimator, row_seconds)
         judge = Judge(metric, gates, Objective.THROUGHPUT, 0, material.trial_seconds)
         seeker = Seeker(search, maker, comparison, judge, lambda share, line: None, lambda model: None)
         facts = Grid(

@@ -9,7 +9,8 @@ from math import inf
 
 from services.optimization.advisor.guess import Prior
 from services.optimization.advisor.rung import Rung, Trial
-from services.optimization.advisor.search import Search, Wanted
+from services.optimization.advisor.search import Search
+from services.optimization.advisor.wanted import Wanted
 
 NO_GAIN = 1.0  # the original is always there
 
@@ -88,9 +89,13 @@ def speedup_of(trial: Trial) -> float:
 
 
 class Table:
-    """Everything that may be tried, measured once. The grid is the rungs that can be chosen: shapes are no candidates."""
+    """Everything that may be tried, measured once. The grid is the rungs that can be chosen: shapes are no candidates.
 
-    def __init__(self, cells: Iterable[Cell]) -> None:
+    `counted` examples, right or wrong, told what is lost; 0 where that is not known.
+    """
+
+    def __init__(self, cells: Iterable[Cell], counted: int = 0) -> None:
+        self._counted = counted
         self.cells = {cell.rung.name: cell for cell in cells}
         self.grid = [cell for cell in self.cells.values() if not cell.rung.is_shape]
 
@@ -111,7 +116,8 @@ class Table:
 
         A trial that does not end within the budget takes the rest of it and tells nothing.
         """
-        search, purse, moves = Search([cell.rung for cell in self.cells.values()], wanted, priors), Purse(), list[Move]()
+        search = Search([cell.rung for cell in self.cells.values()], wanted, priors, counted=self._counted)
+        purse, moves = Purse(), list[Move]()
         while isinstance(found := search.next(budget_seconds - purse.seconds), Rung):
             outlook = next(each for each in search.outlooks() if found.name in (each.rung.name, each.rung.shape))
             cell = self.cells[found.name]
@@ -120,7 +126,7 @@ class Table:
             planned_seconds, seconds = search.seconds_of(found), purse.pay(cell)
             trial = replace(cell.judged(wanted.max_loss), seconds=seconds)
             search.learn(trial)
-            moves.append(Move(trial, purse.seconds, seconds, planned_seconds, outlook.speedup.median))
+            moves.append(Move(trial, purse.seconds, seconds, planned_seconds, outlook.expected.speedup.median))
         return Replay(tuple(moves), purse.seconds, found.reason)
 
     def in_order(self, order: Sequence[Cell], wanted: Wanted, budget_seconds: float = inf) -> Replay:

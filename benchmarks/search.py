@@ -19,8 +19,8 @@ from benchmarks.methods import FOLDER, TAUGHT
 from benchmarks.origins import corpus, teacher
 from benchmarks.replay import Band, Replay, Table, speedup_of
 from services.optimization.advisor.guess import Guess, Prior
-from services.optimization.advisor.search import Wanted
 from services.optimization.advisor.seeking import TRIAL_SHARE
+from services.optimization.advisor.wanted import Wanted
 
 LOSSES = (0.01, 0.02, 0.05)
 BUDGETS = (0.05, 0.1, 0.2, 0.4)  # of the grid's cost

@@ -14,8 +14,8 @@ from services.optimization.advisor.conclusion import Conclusion
 from services.optimization.advisor.experience import EXPERIENCE, Experience, context_of
 from services.optimization.advisor.finals import final_trials
 from services.optimization.advisor.goal import Goal
-from services.optimization.advisor.seeking import TRIAL_SHARE, Judge, Seeker, search_for
-from services.optimization.advisor.serving_stage import QUICK_SHARE, ServingStage
+from services.optimization.advisor.seeking import QUICK_SHARE, TRIAL_SHARE, Judge, Seeker, search_for
+from services.optimization.advisor.serving_stage import ServingStage
 from services.optimization.data import Data
 from services.optimization.environment import describe
 from services.optimization.estimating import Estimator
@@ -278,15 +278,16 @@ def _first_part(progress: Progress) -> Progress:
 def _seeker(
     plan: Plan, metric: Metric, maker: Maker, comparison: Comparison, estimator: Estimator, stage: ServingStage, experience: Experience
 ) -> Seeker:
-    search = search_for(stage.goal, plan.gates.for_metric(metric), plan.kinds, estimator, comparison.row_seconds(), experience)
+    held, seconds = plan.gates.for_metric(metric), plan.evaluation_seconds
+    search = search_for(stage.goal, metric, held, plan.kinds, estimator, comparison.row_seconds(), experience, seconds)
 
     def tell(share: float, message: str) -> None:
         maker.progress("searching", _SOUGHT * min(share, 1.0), message)
 
-    judge = Judge(metric, plan.gates, plan.objective, plan.seed, plan.evaluation_seconds * TRIAL_SHARE)
+    judge = Judge(metric, plan.gates, plan.objective, plan.seed, seconds * TRIAL_SHARE)
 
     def serve(model: Model) -> Interval | None:
-        return stage.quick(model, plan.evaluation_seconds * QUICK_SHARE)
+        return stage.quick(model, seconds * QUICK_SHARE)
 
     return Seeker(search, maker, comparison, judge, tell, serve, experience.add)
 

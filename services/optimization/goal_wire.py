@@ -143,11 +143,11 @@ def _planned(outlook: Outlook) -> advisor_pb2.PlannedTrial:
     return advisor_pb2.PlannedTrial(
         name=outlook.rung.name,
         steps=_steps(outlook.rung.steps),
-        expected_speedup=outlook.speedup.median,
-        expected_size_ratio=outlook.size_ratio.median,
+        expected_speedup=outlook.expected.speedup.median,
+        expected_size_ratio=outlook.expected.size_ratio.median,
         chance=outlook.chance,
         estimated_seconds=outlook.seconds,
-        basis=outlook.basis,
+        basis=outlook.expected.basis,
     )
 
 

@@ -91,8 +91,15 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
     def _outline(self, source: Resolved, spec: Spec) -> Outline:
         original = Model(source.folder, source.manifest.signature)
         try:
-            seconds, threads = planning.seconds(spec, self._settings), self._runner.cores_of(spec.budget)
-            return outline(spec, original, self._repository, self._runner.kept_steps, seconds, threads)
+            return outline(
+                spec,
+                original,
+                self._repository,
+                self._runner.kept_steps,
+                budget_seconds=planning.seconds(spec, self._settings),
+                evaluation_seconds=self._settings.evaluation_s,
+                threads=self._runner.cores_of(spec.budget),
+            )
         except planning.Refused as error:
             raise InvalidField(f"spec.{error.field}", error.reason) from error
 

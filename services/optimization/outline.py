@@ -25,15 +25,24 @@ class Outline:
     notes: tuple[str, ...]
 
 
-def outline(spec: Spec, original: Model, repository: Repository, kept_steps: Path, budget_seconds: float, threads: int) -> Outline:
-    """`spec` has a goal and is as `planning.resolve` answered it; the data are read. `threads` are those of the job. Raises Refused."""
+def outline(
+    spec: Spec,
+    original: Model,
+    repository: Repository,
+    kept_steps: Path,
+    *,
+    budget_seconds: float,
+    evaluation_seconds: float,
+    threads: int,
+) -> Outline:
+    """`spec` has a goal and is as `planning.resolve` answered it; the data are read. Seconds and threads are the job's. Raises Refused."""
     if spec.goal is None:
         raise ValueError("a specification without a goal has nothing to search for")
     estimator = planning.estimator(spec, original, repository, kept_steps)
     metric = planning.metric(spec, original.signature, repository)
     gates, kinds = gates_for(spec.goal, spec.gates, metric).for_metric(metric), planning.kinds_of(spec)
     experience = Experience(kept_steps / EXPERIENCE, original.signature, context_of(estimator, metric, threads))
-    search = search_for(spec.goal, gates, kinds, estimator, estimator.assumed_row_seconds, experience)
+    search = search_for(spec.goal, metric, gates, kinds, estimator, estimator.assumed_row_seconds, experience, evaluation_seconds)
     outlooks = tuple(search.outlooks())
     told = notes(spec.goal.preset.objective, cpu_features(), gpus())
     return Outline(outlooks, sum(rung.seconds for rung in search.left), budget_seconds, told)

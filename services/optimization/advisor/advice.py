@@ -52,7 +52,8 @@ class Skipped(Frozen):
 
     @classmethod
     def of(cls, outlook: Outlook) -> "Skipped":
-        return cls(name=outlook.rung.name, expected_speedup=outlook.speedup.median, chance=outlook.chance, basis=outlook.basis)
+        expected = outlook.expected
+        return cls(name=outlook.rung.name, expected_speedup=expected.speedup.median, chance=outlook.chance, basis=expected.basis)
 
 
 class Advice(Frozen):

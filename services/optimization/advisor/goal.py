@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from services.optimization.advisor.economics import Economics
 from services.optimization.advisor.scenarios import PRESETS, Fault, Preset, Scenario, Targets, resolve
-from services.optimization.advisor.search import Wanted
 from services.optimization.advisor.serving.traffic import Traffic
+from services.optimization.advisor.wanted import Wanted
 from services.optimization.evaluation.metrics import Metric
 from services.optimization.recipe import Gates, Objective
 from services.repository.manifest import Frozen

@@ -28,14 +28,6 @@ class Guess:
             return float(self.median >= bound)
         return _NORMAL.cdf(math.log(self.median / bound) / self.spread)
 
-    def excess_over(self, bound: float) -> float:
-        """By how much its logarithm is expected to exceed that of `bound`; what lies below exceeds it by nothing."""
-        distance = math.log(self.median / bound)
-        if self.spread == 0:
-            return max(0.0, distance)
-        score = distance / self.spread
-        return max(0.0, self.spread * (_NORMAL.pdf(score) + score * _NORMAL.cdf(score)))
-
 
 @dataclass(frozen=True, slots=True)
 class Loss:

@@ -106,6 +106,17 @@ class _Smaller:
         """The part that a training is: what it loses hangs on who learns."""
         return f"{self.part.name}-{training.name}"
 
+    def no_worse(self, training: _Training, others: Iterable["_Smaller"]) -> tuple[str, ...]:
+        """Trainings of as much of the original for as long, or more: where those lose too much, this one is not likely to lose less."""
+        technique = training.step.technique
+        larger = [other for other in others if other.layers_share >= self.layers_share]
+        return tuple(
+            other.taught(each)
+            for other in larger
+            for each in other.trainings
+            if each.step.technique == technique and each.epochs >= training.epochs
+        )
+
     def prior(self, training: _Training, rows: int) -> Prior:
         """Training changes no speed."""
         seen = max(1, training.epochs * rows)
@@ -118,12 +129,13 @@ def ladder(signature: Signature, anatomy: Anatomy, kinds: Kinds, features: froze
     engines = tuple(_engines(signature, kinds, features))
     rungs = [_rung(_name(parts), parts, costs, is_precision=True) for parts in engines]
     priors = {part.name: part.prior for parts in engines for part in parts}
-    for smaller in _smaller(signature, anatomy, kinds):
+    all_smaller = tuple(_smaller(signature, anatomy, kinds))
+    for smaller in all_smaller:
         priors[smaller.part.name] = smaller.part.prior
         priors |= {smaller.taught(each): smaller.prior(each, costs.training_rows) for each in smaller.trainings}
         for parts in engines:
             if _follows(parts):
-                rungs += _trained(smaller, parts, costs)
+                rungs += _trained(smaller, all_smaller, parts, costs)
     return Ladder(tuple(rungs), priors)
 
 
@@ -137,7 +149,7 @@ def _rung(name: str, parts: tuple[_Part, ...], costs: Costs, **told: Any) -> Run
     return Rung(name, steps, tuple(part.name for part in parts), sum(seconds) + TRIAL_S, step_seconds=seconds, **told)
 
 
-def _trained(smaller: _Smaller, engine: tuple[_Part, ...], costs: Costs) -> Iterator[Rung]:
+def _trained(smaller: _Smaller, others: Iterable[_Smaller], engine: tuple[_Part, ...], costs: Costs) -> Iterator[Rung]:
     shape = _rung(f"shape-{_name((smaller.part, *engine))}", (smaller.part, *engine), costs, is_shape=True)
     yield shape
     for training in smaller.trainings:
@@ -145,7 +157,17 @@ def _trained(smaller: _Smaller, engine: tuple[_Part, ...], costs: Costs) -> Iter
         made, *run = shape.step_seconds
         seconds = (made + costs.trained(training.step, smaller.share, training.epochs), *run)
         name = f"{smaller.part.name}-{training.name}-{_name(engine)}"
-        yield Rung(name, steps, (*shape.parts, smaller.taught(training)), sum(seconds) + TRIAL_S, shape=shape.name, step_seconds=seconds)
+        taught = smaller.taught(training)
+        yield Rung(
+            name,
+            steps,
+            (*shape.parts, taught),
+            sum(seconds) + TRIAL_S,
+            shape=shape.name,
+            training=taught,
+            no_worse=smaller.no_worse(training, others),
+            step_seconds=seconds,
+        )
 
 
 # Engines and precisions

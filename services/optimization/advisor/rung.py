@@ -16,6 +16,8 @@ class Rung:
     seconds: float  # to make and to measure
     is_shape: bool = False  # untrained: its speed and size are those of the trained one, its answers are not
     shape: str = ""  # the rung that is this one untrained
+    training: str = ""  # its part that is trained
+    no_worse: tuple[str, ...] = ()  # trainings that are expected to lose no more, its own among them
     is_precision: bool = False  # the model as it is, in one precision
     step_seconds: tuple[float, ...] = ()  # of `seconds`, each step's: what was made already costs nothing
 

@@ -8,12 +8,13 @@ from types import MappingProxyType
 from services.optimization.advisor.advice import Advice, Skipped, Tried
 from services.optimization.advisor.anatomy import anatomy_of
 from services.optimization.advisor.experience import Experience
+from services.optimization.advisor.front import front
 from services.optimization.advisor.goal import Goal, wanted
 from services.optimization.advisor.ladder import Costs, ladder
 from services.optimization.advisor.observation import NOWHERE
 from services.optimization.advisor.precisions import Finding, Limits, findings, is_worth_trying
 from services.optimization.advisor.rung import Rung, Trial
-from services.optimization.advisor.search import Search, Stop, front
+from services.optimization.advisor.search import Search, Stop
 from services.optimization.advisor.serving_check import ServingCheck
 from services.optimization.environment import cpu_features
 from services.optimization.estimating import Estimator
@@ -29,6 +30,7 @@ from services.optimization.report import Interval, Verdict
 from services.optimization.techniques import Model
 
 TRIAL_SHARE = 1 / 6  # of the time that the final run's measurement takes: two models instead of several
+QUICK_SHARE = 2 / 3  # of that time, for a run through the service that only tells whether a candidate is fast enough
 MOST_FINALISTS = 4  # that are measured together in the end
 
 
@@ -57,7 +59,14 @@ class Judge:
 
 
 def search_for(
-    goal: Goal, gates: Gates, kinds: Kinds, estimator: Estimator, row_seconds: float, experience: Experience | None = None
+    goal: Goal,
+    metric: Metric,
+    gates: Gates,
+    kinds: Kinds,
+    estimator: Estimator,
+    row_seconds: float,
+    experience: Experience | None = None,
+    evaluation_seconds: float = 0.0,
 ) -> Search:
     """What this machine may try on the estimator's original, which answers one example in `row_seconds`; `gates` are those `for_metric`."""
     original = estimator.original
@@ -67,7 +76,17 @@ def search_for(
     rungs = [rung for rung in worth_trying if rung.is_precision or not goal.precisions_only]
     sought = wanted(goal, size_bytes(original.folder), gates)
     evidence, here = (experience.evidence(), experience.here) if experience else ([], NOWHERE)
-    return Search(rungs, sought, found.priors, exhaustive=goal.precisions_only, evidence=evidence, here=here)
+    counted = estimator.examples if metric in (Metric.ACCURACY, Metric.MACRO_F1) else 0
+    return Search(
+        rungs,
+        sought,
+        found.priors,
+        exhaustive=goal.precisions_only,
+        evidence=evidence,
+        here=here,
+        counted=counted,
+        serving_seconds=QUICK_SHARE * evaluation_seconds,
+    )
 
 
 class Seeker:
@@ -103,14 +122,15 @@ class Seeker:
 
         check = ServingCheck(self._search, serve, lambda line: self._tell(share(), line))
         while isinstance(rung := self._search.next(self._maker.seconds_left), Rung):
-            expected = next((found for found in self._search.outlooks() if rung.name in (found.rung.name, found.rung.shape)), None)
-            likely = f", expected to be {expected.speedup.median:.1f} times as fast" if expected else ""
+            outlook = next((found for found in self._search.outlooks() if rung.name in (found.rung.name, found.rung.shape)), None)
+            expected = outlook.expected.speedup.median if outlook else 0.0
+            likely = f", expected to be {expected:.1f} times as fast" if expected else ""
             self._tell(share(), f"trying {rung.name}{likely}")
             trial = self.attempt(rung, share())
             self._search.learn(trial)
             self._keep(trial)
             check.after(trial)
-            self._tried.append(Tried.of(trial, expected.speedup.median if expected else 0.0))
+            self._tried.append(Tried.of(trial, expected))
             told(self._advice(goal, Stop("the search was cut short"), begun))
         return self._advice(goal, rung, begun)
 

@@ -20,8 +20,6 @@ log = structlog.get_logger("hone.jobs")
 
 _Found = TypeVar("_Found")
 
-QUICK_SHARE = 2 / 3  # of the time for measuring latency, of a run that only tells whether a candidate is fast enough
-
 
 class ServingStage:
     """For one original and one goal. What keeps a service from starting ends no job."""

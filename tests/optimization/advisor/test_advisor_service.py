@@ -111,7 +111,8 @@ async def test_every_fault_is_told_at_once_with_the_nearest_goal(doors: Any) -> 
 
 async def test_a_plan_is_in_the_order_of_the_search(doors: Any) -> None:
     found = await doors.advisor.PlanRecommendation(pb.PlanRecommendationRequest(spec=spec(goal(min_speedup=2.0), budget={"seconds": 60})))
-    ranks = [trial.chance / trial.estimated_seconds for trial in found.trials]
+    untrained = [trial for trial in found.trials if "taught" not in trial.name and "healed" not in trial.name]
+    ranks = [trial.chance / trial.estimated_seconds for trial in untrained]
     assert ranks == sorted(ranks, reverse=True)
     assert {"onnx", "onnx-int8", "student-3-taught-2-onnx-int8"} <= {trial.name for trial in found.trials}
     assert found.budget_seconds == 60

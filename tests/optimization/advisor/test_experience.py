@@ -9,7 +9,8 @@ from services.optimization.advisor.experience import Experience, Machine
 from services.optimization.advisor.guess import Guess, Loss, Prior
 from services.optimization.advisor.observation import Context
 from services.optimization.advisor.rung import Rung, Trial
-from services.optimization.advisor.search import Search, Stop, Wanted
+from services.optimization.advisor.search import Search, Stop
+from services.optimization.advisor.wanted import Wanted
 from services.optimization.recipe import Step
 from services.optimization.report import Interval
 from services.repository.manifest import Format, Signature
@@ -166,8 +167,8 @@ def test_a_search_tells_what_it_left_out_and_why(tmp_path: Path) -> None:
     search = Search(RUNGS, Wanted(max_loss=0.01, speedup=3.5), RULE, evidence=known.evidence(), here=known.here)
     skipped = {outlook.rung.name: outlook for outlook in search.skipped()}
     assert {*skipped} == {"onnx", "onnx-int8", "onnx-int4"}
-    assert skipped["onnx-int4"].basis == "1 trial on this machine"
-    assert skipped["onnx-int4"].speedup.median == pytest.approx(0.9, rel=0.2)
+    assert skipped["onnx-int4"].expected.basis == "1 trial on this machine"
+    assert skipped["onnx-int4"].expected.speedup.median == pytest.approx(0.9, rel=0.2)
     chances = [outlook.chance for outlook in search.skipped()]
     assert chances == sorted(chances, reverse=True)
     exhaustive = Search(RUNGS, search.wanted, RULE, exhaustive=True, evidence=known.evidence(), here=known.here)

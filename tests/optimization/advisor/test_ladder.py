@@ -89,3 +89,12 @@ def test_the_smaller_and_the_less_taught_is_expected_to_lose_more() -> None:
     assert lost(3_000, "student-1", 2) > lost(3_000, "student-3", 2)
     assert lost(3_000, "student-1", 2) > lost(3_000, "student-1", 8)
     assert lost(3_000, "student-1", 8) > lost(46_000, "student-1", 8)
+
+
+def test_a_training_knows_which_others_lose_no_more() -> None:
+    """Those of as many layers or more, for as many epochs or more; a pruned model is another matter than a student."""
+    no_worse = {rung.training: set(rung.no_worse) for rung in made().rungs if rung.training}
+    assert no_worse["student-3-taught-8"] == {"student-3-taught-8"}
+    assert no_worse["student-2-taught-2"] == {f"student-{layers}-taught-{epochs}" for layers in (2, 3) for epochs in (2, 8)}
+    assert no_worse["student-1-narrow-taught-2"] == {name for name in no_worse if name.startswith("student")}
+    assert no_worse["pruned-50-healed-2"] == {"pruned-50-healed-2"}

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from benchmarks.replay import Band, Cell, Purse, Table
 from services.optimization.advisor.guess import Guess, Loss, Prior
 from services.optimization.advisor.rung import Rung, Trial
-from services.optimization.advisor.search import Search, Wanted
+from services.optimization.advisor.search import Search
+from services.optimization.advisor.wanted import Wanted
 from services.optimization.recipe import Step
 from services.optimization.report import Interval
 

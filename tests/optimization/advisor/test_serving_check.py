@@ -6,8 +6,9 @@ import pytest
 
 from services.optimization.advisor.guess import Guess, Loss, Prior
 from services.optimization.advisor.rung import Rung, Trial
-from services.optimization.advisor.search import Search, Stop, Wanted
+from services.optimization.advisor.search import Search, Stop
 from services.optimization.advisor.serving_check import ServingCheck
+from services.optimization.advisor.wanted import Wanted
 from services.optimization.recipe import Step
 from services.optimization.report import Interval
 

@@ -47,7 +47,7 @@ def outline(found: advisor_pb2.PlanRecommendationResponse) -> Group:
     ]
     columns = ("recipe", "expected\nspeed-up", "smaller", "chance to\nmeet the goal", "estimate", "expected by")
     return Group(
-        show.table("what would be tried, what promises most for its time first", columns, rows),
+        show.table("what would be tried, the best chance for its time first", columns, rows),
         f"at most {found.longest_seconds:.0f} s if all were tried; the budget is {found.budget_seconds:.0f} s",
         *(f"[yellow]{escape(line)}[/]" for line in found.notes),
     )
