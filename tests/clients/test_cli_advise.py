@@ -77,10 +77,13 @@ def test_a_search_that_finds_nothing_says_why(hone: CliRunner, suite: Suite) -> 
 
 @pytest.mark.usefixtures("cancelled")
 def test_detached_it_prints_the_job_alone(hone: CliRunner, suite: Suite) -> None:
-    printed = told(hone, *WANTED, "--precisions-only", "--detach").strip()
+    judged = ("--metric", "fidelity", "--min-examples", "7", "--cores", "1")
+    printed = told(hone, *WANTED, *judged, "--precisions-only", "--detach").strip()
     assert JOB.fullmatch(printed)
     with suite.client() as service:
-        assert service.jobs.get(printed).spec.goal.precisions_only
+        spec = service.jobs.get(printed).spec
+    assert spec.goal.precisions_only
+    assert (spec.metric, spec.gates.min_examples, spec.budget.cores) == (jobs_pb2.METRIC_FIDELITY, 7, 1)
     assert "FAILED_PRECONDITION" in refusal(hone, "worth", printed)
 
 
@@ -122,6 +125,8 @@ def test_an_option_that_is_none_is_told_with_status_2(hone: CliRunner, option: s
         (("--max-loss", "200%"), "spec.goal.targets.max_loss"),
         (("--budget", "-5"), "spec.budget.seconds"),
         (("--scenario", "banana"), "SCENARIO_BANANA"),
+        (("--metric", "banana"), "METRIC_BANANA"),
+        (("--min-examples", "0"), "spec.gates.min_examples"),
         (("--price", "-1"), "spec.goal.economics.instance_hour_price"),
         (("--at-rows-per-second", "5"), "spec.goal.targets.at_rows_per_second"),
     ],

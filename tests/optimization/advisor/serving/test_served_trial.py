@@ -18,7 +18,7 @@ from services.optimization.advisor.serving.material import material_of
 from services.optimization.advisor.serving.replay import Player, Subject
 from services.optimization.advisor.serving.traffic import Traffic
 from services.optimization.advisor.serving.trial import TrialFailed, TrialService, trial_service
-from services.optimization.advisor.serving.tune import Wanted, serve_and_tune
+from services.optimization.advisor.serving.tune import Wanted, serve_and_compare, serve_and_tune
 from services.optimization.examples import Examples
 from services.optimization.recipe import Objective
 from services.optimization.techniques import Model
@@ -172,3 +172,11 @@ def test_the_whole_of_it(tmp_path: Path, slow: Model, fast: Model) -> None:
     assert said
     assert list(tmp_path.iterdir()) == []
     assert type(served).model_validate_json(served.model_dump_json()) == served
+
+
+def test_a_comparison_alone(tmp_path: Path, slow: Model, fast: Model) -> None:
+    """Of the closed loop, whatever the traffic's rate: at a rate that both keep up with, neither is faster."""
+    wanted = Wanted(seconds=1)
+    found = serve_and_compare(slow, fast, EXAMPLES, Traffic(rate=5, callers=4), wanted, tmp_path, environment=QUICK)
+    assert found.low > 1
+    assert list(tmp_path.iterdir()) == []
