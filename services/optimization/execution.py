@@ -287,7 +287,9 @@ def _seeker(
     judge = Judge(metric, plan.gates, plan.objective, plan.seed, seconds * TRIAL_SHARE)
 
     def serve(model: Model) -> Interval | None:
-        return stage.quick(model, seconds * QUICK_SHARE)
+        """None without the time for it."""
+        left, wanted = maker.seconds_left, seconds * QUICK_SHARE
+        return stage.quick(model, min(left, wanted)) if left > wanted / 2 else None
 
     return Seeker(search, maker, comparison, judge, tell, serve, experience.add)
 

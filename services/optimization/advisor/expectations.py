@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from services.optimization.advisor.guess import Guess, Loss, Prior
 from services.optimization.advisor.learning import Belief
@@ -13,7 +13,8 @@ from services.optimization.report import Interval
 # Share of examples on which a recipe is expected to be right where the original is not, or the reverse.
 _TRAINED_DISAGREES, _QUANTIZED_DISAGREES = 0.1, 0.02
 _TRAINING_SPREAD = 0.01  # of the loss of what is trained, whatever judges it: students have been seen to gain, too
-_SAME_ANSWERS = 0.3  # of the spread by the examples, that is left between two ways to run the same trained model
+_REPEATED = 0.3  # of the spread by the examples, that is left where the same recipe is made again
+_BOUND = INTERVAL_SPREADS / 2  # standard deviations from an estimate to its bound
 
 
 class Expectations:
@@ -47,39 +48,52 @@ class Expectations:
 
     def doubt(self, rung: Rung) -> float:
         """How far the worse bound of its loss is going to lie from the estimate: the gates judge by that bound."""
-        trials = [trial for trial in self._trials if bool(trial.rung.shape) is bool(rung.shape)]
+        known = self._belief.known_loss(rung.parts)
+        if known is not None:
+            return _BOUND * known.spread
+        return self._doubt(is_trained=bool(rung.training)) if self._is_lossy(rung.parts) else 0.0
+
+    def _doubt(self, *, is_trained: bool) -> float:
+        trials = [trial for trial in self._trials if bool(trial.rung.training) is is_trained and self._is_lossy(trial.rung.parts)]
         losses = [trial.loss for trial in trials if trial.loss is not None]
         if losses:
             return statistics.median(loss.high - loss.estimate for loss in losses)
-        share = _TRAINED_DISAGREES if rung.shape else _QUANTIZED_DISAGREES
-        return INTERVAL_SPREADS / 2 * math.sqrt(share / self._counted) if self._counted else 0.0
+        share = _TRAINED_DISAGREES if is_trained else _QUANTIZED_DISAGREES
+        return _BOUND * math.sqrt(share / self._counted) if self._counted else 0.0
+
+    def _is_lossy(self, parts: Iterable[str]) -> bool:
+        """Whether a model with them may answer otherwise than without: an exported one does not."""
+        return any(self._priors[part].loss.mean > 0 for part in parts)
 
     def _loss(self, rung: Rung) -> Loss:
+        known = self._belief.known_loss(rung.parts)
+        if known is not None:
+            return Loss(0.0, known.measured, _REPEATED * known.spread)
         good = self._closest(rung, lambda trial: trial.loss is not None)
+        added = _missing(rung, good)
         carried = _carried(rung, good, good.loss) if good is not None and good.loss is not None else Loss(0.0)
-        found = carried + self._belief.of(_missing(rung, good)).loss
-        if not found.mean or (good is not None and rung.training in good.rung.parts):
+        found = carried + self._belief.of(added).loss + self._unseen(rung, added)
+        if rung.training not in added:
             return found
-        if not rung.training:
-            return found + self._unseen(rung)
         # What was trained for longer, or is larger, tells what training comes to here: less is not likely to be lost.
         trials = [(trial, trial.loss) for trial in self._trials if trial.rung.training in rung.no_worse]
         floors = [self._floor(rung, trial, lost) for trial, lost in trials if lost is not None]
-        return max(floors, key=lambda floor: floor.measured + floor.mean, default=found + self._unseen(rung))
+        return max(floors, key=lambda floor: floor.measured + floor.mean, default=found)
 
     def _floor(self, rung: Rung, trial: Trial, lost: Interval) -> Loss:
         """As much as the trial, without what its engine is expected to lose, and with what the rung's own parts are."""
         engine = [part for part in trial.rung.parts if part not in rung.parts and part != trial.rung.training]
         own = [part for part in rung.parts if part not in trial.rung.parts]
-        mean, least = self._belief.of(own).loss.mean, lost.estimate - self._belief.of(engine).loss.mean
-        if trial.rung.training == rung.training:
-            return Loss(mean, least, _SAME_ANSWERS * _spread(lost))
-        return Loss(max(0.0, mean - self._belief.of([trial.rung.training]).loss.mean), least) + self._unseen(rung)
+        by_engine, more = self._belief.of(engine).loss.mean, self._belief.of(own).loss.mean
+        if trial.rung.training != rung.training:
+            more = max(0.0, more - self._belief.of([trial.rung.training]).loss.mean)
+        return Loss(more, lost.estimate - by_engine, by_engine) + self._unseen(rung, [*engine, *own])
 
-    def _unseen(self, rung: Rung) -> Loss:
-        """What chance adds to the loss of something that gives other answers than anything before."""
-        by_examples = 2 * self.doubt(rung) / INTERVAL_SPREADS
-        return Loss(0.0, 0.0, math.hypot(by_examples, _TRAINING_SPREAD) if rung.training else by_examples)
+    def _unseen(self, rung: Rung, changed: Sequence[str]) -> Loss:
+        """What chance adds to the loss of a model that differs by these parts from what was measured."""
+        if rung.training and rung.training in changed:
+            return Loss(0.0, 0.0, math.hypot(self._doubt(is_trained=True) / _BOUND, _TRAINING_SPREAD))
+        return Loss(0.0, 0.0, self._doubt(is_trained=False) / _BOUND if self._is_lossy(changed) else 0.0)
 
     def _closest(self, rung: Rung, told: Callable[[Trial], bool]) -> Trial | None:
         """The trial of the most of its parts, that has what is asked for."""
@@ -94,9 +108,8 @@ def _missing(rung: Rung, trial: Trial | None) -> list[str]:
 
 def _carried(rung: Rung, trial: Trial, lost: Interval) -> Loss:
     """What a rung loses with a trial's parts: surely that much where it goes on from the very model, else about as much."""
-    if rung.steps[: len(trial.rung.steps)] == trial.rung.steps:
-        return Loss(0.0, lost.estimate, _SAME_ANSWERS * _spread(lost))
-    return Loss(max(0.0, lost.estimate))
+    goes_on = rung.steps[: len(trial.rung.steps)] == trial.rung.steps
+    return Loss(0.0, lost.estimate) if goes_on else Loss(max(0.0, lost.estimate), 0.0, _spread(lost))
 
 
 def _spread(lost: Interval) -> float:

@@ -59,11 +59,12 @@ class Belief:
         wanted = self._members(parts)
         return Prior(self._speedup.of(wanted), self._size_ratio.of(wanted), self._loss(parts), self._basis(parts))
 
-    def _loss(self, parts: Sequence[str]) -> Loss:
+    def known_loss(self, parts: Sequence[str]) -> Loss | None:
         """As it was measured, where the same recipe of the same model comes to the same answers to the same examples again."""
         known = self._repeated.get(frozenset(parts))
-        if known is not None and known.loss is not None:
-            return Loss(0.0, known.loss, known.loss_spread)
+        return None if known is None or known.loss is None else Loss(0.0, known.loss, known.loss_spread)
+
+    def _loss(self, parts: Sequence[str]) -> Loss:
         return Loss(sum(float(self._losses[self._index[part]]) for part in parts))
 
     def _members(self, parts: Sequence[str]) -> Floats:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from services.optimization.advisor.expectations import Expectations
 from services.optimization.advisor.guess import Guess, Prior
@@ -78,11 +78,12 @@ class Search:
         """
         self.wanted = wanted
         self.trials: list[Trial] = []
-        self._exhaustive = exhaustive
+        self.is_exhaustive = exhaustive
         self._serving_seconds = serving_seconds if wanted.served_speedup is not None else 0.0
         self._rungs = {rung.name: rung for rung in rungs}
         self.priors, self._expectations = priors, Expectations(priors, here, evidence, counted)
         self._served: dict[str, ServedRun] = {}
+        self._faster = 0.0  # by itself, that something has to be which was not served
 
     def learn(self, trial: Trial) -> None:
         self.trials.append(trial)
@@ -91,20 +92,27 @@ class Search:
     def learn_served(self, trial: Trial, served: Interval) -> None:
         """What a short run through the service measured: as much of another's speed-up is expected to be left there.
 
-        Where what is trained and accepted is not surely fast enough, the search goes on for what is faster.
+        Beside something trained and accepted that is doubtful there, what was not served itself has to be faster.
         """
         target = self.wanted.served_speedup
         if trial.speedup is None or target is None:
             return
         run = ServedRun(trial.speedup.estimate, served)
         self._served[trial.rung.name] = run
-        if trial.accepted and not run.is_sure_of(target):
-            self.wanted = replace(self.wanted, speedup=run.enough(target))
+        if trial.accepted and not run.is_sure_of(target, run.own):
+            self._faster = max(self._faster, run.enough(target))
 
-    def is_surely_served(self, rung: Rung) -> bool:
+    def is_surely_served(self, trial: Trial) -> bool:
         """Whether the target was measured, and is likely to be met by the final run; a shape stands for what is trained from it."""
-        target, run = self.wanted.served_speedup, self._served.get(rung.name) or self._served.get(rung.shape)
-        return target is None or (run is not None and run.is_sure_of(target))
+        target, run = self.wanted.served_speedup, self._served.get(trial.rung.name) or self._served.get(trial.rung.shape)
+        if target is None:
+            return True
+        return run is not None and trial.speedup is not None and run.is_sure_of(target, trial.speedup.estimate)
+
+    def _is_met_by(self, trial: Trial) -> bool:
+        """What could not be served is taken for as fast as it is by itself."""
+        is_served = trial.rung.name in self._served or trial.rung.shape in self._served
+        return self.wanted.is_met_by(trial) and (self.is_surely_served(trial) or not is_served)
 
     @property
     def left(self) -> tuple[Rung, ...]:
@@ -125,17 +133,17 @@ class Search:
         data is left out until one of them or a library changes: it would come to the same answers.
         """
         found = [outlook for outlook in self.outlooks() if outlook.chance < HOPELESS and self._can_be_made(outlook.rung)]
-        return [] if self._exhaustive else sorted(found, key=lambda outlook: outlook.chance, reverse=True)
+        return [] if self.is_exhaustive else sorted(found, key=lambda outlook: outlook.chance, reverse=True)
 
     def next(self, seconds_left: float) -> Rung | Stop:
         """The rung to try now, or why none is."""
-        is_met = self.wanted.has_target and any(map(self.wanted.is_met_by, self.trials))
-        if is_met and not self._exhaustive:
+        is_met = self.wanted.has_target and any(map(self._is_met_by, self.trials))
+        if is_met and not self.is_exhaustive:
             return Stop("the target is met", is_reached=True)
         outlooks = self.outlooks()
         if not outlooks:
             return Stop("everything was tried", is_met)
-        hopeful = [outlook for outlook in outlooks if outlook.chance >= HOPELESS or self._exhaustive]
+        hopeful = [outlook for outlook in outlooks if outlook.chance >= HOPELESS or self.is_exhaustive]
         if not hopeful:
             return Stop("nothing that is left is likely to meet the target" if self.wanted.has_target else "nothing better is likely")
         affordable = [outlook for outlook in hopeful if outlook.seconds <= seconds_left]
@@ -156,7 +164,8 @@ class Search:
         reached = self._chance_to_reach(rung, expected) if self._can_be_made(rung) else 0.0
         kept = expected.loss.chance_within(self.wanted.max_loss - self._expectations.doubt(rung))
         look_seconds = self.seconds_of(shape) + self._serving_seconds if shape is not None else 0.0
-        return Outlook(rung, expected, reached, kept, look_seconds + self.seconds_of(rung), look_seconds)
+        own_seconds = self.seconds_of(rung) + (0.0 if rung.shape else self._serving_seconds)
+        return Outlook(rung, expected, reached, kept, look_seconds + own_seconds, look_seconds)
 
     def seconds_of(self, rung: Rung) -> float:
         """To make and measure it now: the steps that it begins with were made already where a trial began with them."""
@@ -169,14 +178,17 @@ class Search:
         return quick * expected.size_ratio.chance_of(small)
 
     def _chance_served(self, rung: Rung, speedup: Guess) -> float:
-        """That it meets the target through the service: by its own run there, or by that of what is about as fast by itself."""
-        target = self.wanted.served_speedup
+        """That it meets the target through the service: by its shape's run there, or by that of what is about as fast by itself."""
+        target, run = self.wanted.served_speedup, self._served.get(rung.shape)
         if target is None:
             return 1.0
-        runs = [self._served[name] for name in (rung.name, rung.shape) if name in self._served] or sorted(
-            self._served.values(), key=lambda run: abs(math.log(run.own / speedup.median))
-        )
-        return (speedup * runs[0].left if runs else speedup).chance_of(target)
+        has_rival = any(trial.accepted and trial.rung.shape == rung.shape for trial in self.trials)  # as fast, whatever it was taught
+        if run is not None and not has_rival:
+            return (speedup * run.share).chance_of(target)
+        if not self._served:
+            return speedup.chance_of(target)
+        nearest = min(self._served.values(), key=lambda run: abs(math.log(run.own / speedup.median)))
+        return min((speedup * nearest.share).chance_of(target), speedup.chance_of(self._faster))
 
     def _bounds(self) -> tuple[float, float]:
         """Speed-up and size ratio to reach: the target, or, where there is none, more than the best so far."""

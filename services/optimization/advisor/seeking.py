@@ -118,7 +118,11 @@ class Seeker:
             return (time.monotonic() - begun) / max(whole, 1e-9)
 
         def serve(rung: Rung) -> Interval | None:
-            return self._serve(self._made(rung, share()).model)
+            try:
+                return self._serve(self._made(rung, share()).model)
+            except INFEASIBLE as failure:
+                raise_when_exhausted(failure)
+                return None
 
         check = ServingCheck(self._search, serve, lambda line: self._tell(share(), line))
         while isinstance(rung := self._search.next(self._maker.seconds_left), Rung):
@@ -129,9 +133,9 @@ class Seeker:
             trial = self.attempt(rung, share())
             self._search.learn(trial)
             self._keep(trial)
-            check.after(trial)
             self._tried.append(Tried.of(trial, expected))
             told(self._advice(goal, Stop("the search was cut short"), begun))
+            check.after(trial)
         return self._advice(goal, rung, begun)
 
     def finalists(self) -> tuple[Recipe, ...]:

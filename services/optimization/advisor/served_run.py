@@ -8,7 +8,7 @@ from services.optimization.report import Interval
 
 _SURE = 0.9  # chance to meet the target in the final run, from which on nothing faster is looked for
 _BOUND = 1.96  # standard deviations from an estimate to a bound of its 95 % interval
-_LEAST_MORE, _MOST_DOUBTED = 1.02, 1.25
+_LEAST_MORE, _MOST_DOUBTED = 1.02, 1.25  # times as fast by itself, that something has to be to do better than a doubtful one
 _LEAST_SHARE = 1e-3  # of the estimate, that a lower bound is taken for
 
 
@@ -20,15 +20,16 @@ class ServedRun:
     served: Interval
 
     @property
-    def left(self) -> Guess:
-        """What of a speed-up by itself the final run's lower bound is left with.
+    def share(self) -> Guess:
+        """What of a speed-up by itself the final run's lower bound comes to.
 
         The final estimate varies as this one did, and its bound lies as far below it.
         """
         return Guess(self._low / self.own, math.sqrt(2) * self._doubt / _BOUND)
 
-    def is_sure_of(self, target: float) -> bool:
-        return (Guess(self.own, 0.0) * self.left).chance_of(target) >= _SURE
+    def is_sure_of(self, target: float, own: float) -> bool:
+        """For what is so fast by itself."""
+        return (Guess(own, 0.0) * self.share).chance_of(target) >= _SURE
 
     def enough(self, target: float) -> float:
         """How fast one has to be by itself to do better where this one is doubtful: what its estimate lacks is made up for whole.

@@ -28,7 +28,7 @@ def run(low: float, estimate: float, own: float = 10.0) -> ServedRun:
     ],
 )
 def test_a_target_is_sure_when_a_second_run_is_likely_to_reach_it(low: float, estimate: float, is_sure: bool) -> None:
-    assert run(low, estimate).is_sure_of(6.0) is is_sure
+    assert run(low, estimate).is_sure_of(6.0, 10.0) is is_sure
 
 
 @given(st.floats(1.5, 12), st.floats(0.01, 0.5), st.floats(1, 15))
@@ -37,7 +37,7 @@ def test_the_chance_is_that_of_a_second_run(estimate: float, doubt: float, targe
     draws = np.random.default_rng(1).normal(size=(2, 20_000)) * doubt / 1.96
     bounds = estimate * np.exp(draws[0] + draws[1] - doubt)
     found = run(estimate * math.exp(-doubt), estimate)
-    assert (Guess(10.0, 0.0) * found.left).chance_of(target) == pytest.approx(np.mean(bounds >= target), abs=0.02)
+    assert (Guess(10.0, 0.0) * found.share).chance_of(target) == pytest.approx(np.mean(bounds >= target), abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,8 @@ def test_the_chance_is_that_of_a_second_run(estimate: float, doubt: float, targe
 )
 def test_what_is_to_do_better_has_to_be_so_much_faster(low: float, estimate: float, more: float) -> None:
     assert run(low, estimate).enough(6.0) == pytest.approx(10.0 * more)
+
+
+def test_what_is_slower_by_itself_is_less_sure() -> None:
+    assert run(6.5, 7.0).is_sure_of(6.0, 10.0)
+    assert not run(6.5, 7.0).is_sure_of(6.0, 9.0)

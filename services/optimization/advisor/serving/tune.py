@@ -135,7 +135,7 @@ class _Session:
     def choose_turns(self, turns: int, final_versions: int) -> None:
         """As long as the time allows, and as callers need to be answered a few times: a shorter turn would not see the slowest calls.
 
-        About so many turns are to come before the final ones, in which the time is to suffice for so many versions.
+        About so many turns are to be played in all, and those in which the original takes part have to suffice for so many versions.
         """
         fair_s = min(max(self.seconds_left / turns, _LEAST_TURN_S), _MOST_TURN_S)
         self.turn_s = max(fair_s, self._needed_s(self._tuned({}), final_versions))
