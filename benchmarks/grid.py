@@ -21,8 +21,7 @@ from services.optimization.estimating import Estimator
 from services.optimization.evaluation.comparison import Comparison
 from services.optimization.evaluation.metrics import metric_of
 from services.optimization.examples import Examples
-from services.optimization.execution import HISTORY
-from services.optimization.history import History
+from services.optimization.history import HISTORY, History
 from services.optimization.kept import KeptSteps
 from services.optimization.making import INFEASIBLE, Maker
 from services.optimization.recipe import Gates, Kinds, Objective, Recipe, Step, parse_parameters

@@ -6,17 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from services.optimization import data as job_data
 from services.optimization.advisor.advice import Advice
 from services.optimization.advisor.conclusion import Conclusion
 from services.optimization.advisor.experience import EXPERIENCE, Experience, context_of
 from services.optimization.advisor.finals import final_trials
-from services.optimization.advisor.goal import Goal
 from services.optimization.advisor.seeking import QUICK_SHARE, TRIAL_SHARE, Judge, Seeker, search_for
 from services.optimization.advisor.serving_stage import ServingStage
-from services.optimization.data import Data
 from services.optimization.environment import describe
 from services.optimization.estimating import Estimator
 from services.optimization.evaluation import gates
@@ -25,18 +21,17 @@ from services.optimization.evaluation.gates import Evidence
 from services.optimization.evaluation.metrics import Metric, metric_of
 from services.optimization.examples import Examples
 from services.optimization.failures import BudgetExceeded, NotEnoughData
-from services.optimization.history import History
+from services.optimization.history import HISTORY, History
 from services.optimization.jobs.job import NO_METRICS
 from services.optimization.kept import KeptSteps
 from services.optimization.making import INFEASIBLE, Made, Maker, Progress, raise_when_exhausted
-from services.optimization.recipe import Gates, Kinds, Objective, Recipe, validate_recipes
+from services.optimization.plan import Plan
+from services.optimization.recipe import Gates, Recipe, validate_recipes
 from services.optimization.remembered import NOTHING, Remembered
 from services.optimization.report import Candidate, Interval, Measurement, Report, Verdict
 from services.optimization.steps import Materials, Steps
 from services.optimization.techniques import Model
-from services.repository.manifest import Frozen, Signature
-
-HISTORY = "history.jsonl"
+from services.repository.manifest import Signature
 
 _OPTIMIZED, _COMPARED, _TIMED = 0.5, 0.6, 0.9  # fractions of the whole at which each stage ends
 _SOUGHT = 0.49  # of a job with a goal: making what the search has made already takes no time
@@ -44,34 +39,6 @@ _UNSERVED = 0.85  # of a job with a goal: the serving stage comes then
 _SERVING_SHARE = 3.0  # of the time for measuring latency, that the serving of the chosen one takes: settings are searched too
 _MOST_MEASURING = 0.5  # of a job's time that is kept back for measuring
 _LEAST_LATENCY_S = 2.0  # that latency is measured for, however late it is
-
-
-class Teacher(Frozen):
-    """The model that training learns from, where it is not the source."""
-
-    folder: Path
-    signature: Signature
-
-
-class Plan(Frozen):
-    """What to try, on what data, and what to hold."""
-
-    recipes: tuple[Recipe, ...] = Field((), description="none where a goal is to find them")
-    goal: Goal | None = None
-    evaluation: Data = Data()
-    calibration: Data = Data()
-    training: Data = Data()
-    teacher: Teacher | None = None
-    metric: Metric | None = None
-    gates: Gates = Gates()
-    objective: Objective = Objective.THROUGHPUT
-    seed: int = Field(0, ge=0)
-    threads: int = Field(1, ge=1)
-    evaluation_seconds: float = Field(60.0, gt=0, description="time for the interleaved latency measurement of all models")
-
-    @property
-    def kinds(self) -> Kinds:
-        return Kinds(calibration=bool(self.calibration), training=bool(self.training))
 
 
 @dataclass(frozen=True)

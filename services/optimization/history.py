@@ -9,6 +9,8 @@ from typing import Any
 
 from services.optimization.techniques import Parameters, Technique
 
+HISTORY = "history.jsonl"  # beside kept steps
+
 _MOST_LINES = 2000
 _RECENT = 5
 

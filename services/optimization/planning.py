@@ -13,10 +13,10 @@ from services.optimization.data import Data, check_disjoint, read
 from services.optimization.estimating import Estimator, PlannedStep
 from services.optimization.evaluation.metrics import Metric, metric_of
 from services.optimization.examples import Examples
-from services.optimization.execution import HISTORY, Plan, Teacher
 from services.optimization.failures import NotEnoughData
-from services.optimization.history import History
+from services.optimization.history import HISTORY, History
 from services.optimization.kept import KeptSteps
+from services.optimization.plan import Plan, Teacher
 from services.optimization.recipe import Kinds, Recipe, default_recipes, validate_recipes
 from services.optimization.settings import OptimizationSettings
 from services.optimization.spec import DataSource, Spec

@@ -16,9 +16,10 @@ from hone.specs import goal, job_spec
 from benchmarks.sentences import sentences
 from services.optimization.advisor.advice import Advice
 from services.optimization.advisor.goal import Goal
-from services.optimization.execution import Execution, Plan
+from services.optimization.execution import Execution
 from services.optimization.folder import size_bytes
 from services.optimization.jobs.worker import Task, perform
+from services.optimization.plan import Plan
 from services.optimization.remembered.link import Link
 from services.optimization.report import Measurement, Report
 from tests.faults.test_optimization_faults import Service, serving

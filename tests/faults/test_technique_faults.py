@@ -10,7 +10,8 @@ import pytest
 from benchmarks.corpus import digits
 from benchmarks.sentences import labelled_sentences
 from services.optimization.data import Data
-from services.optimization.execution import Execution, Plan, Teacher, execute
+from services.optimization.execution import Execution, execute
+from services.optimization.plan import Plan, Teacher
 from services.optimization.recipe import Gates, Recipe, Step
 from services.optimization.report import Verdict
 from services.optimization.spec import DataSource

@@ -15,8 +15,9 @@ from services.optimization.data import Data
 from services.optimization.evaluation.footprint import Footprint
 from services.optimization.evaluation.latency import MAX_ROUNDS
 from services.optimization.evaluation.metrics import Metric
-from services.optimization.execution import Execution, Plan, execute
+from services.optimization.execution import Execution, execute
 from services.optimization.failures import BudgetExceeded, NotEnoughData, Toolchain
+from services.optimization.plan import Plan
 from services.optimization.recipe import Gates, Objective, Recipe, Step
 from services.optimization.report import Report, Verdict
 from services.optimization.spec import DataSource

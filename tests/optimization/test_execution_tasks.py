@@ -9,7 +9,8 @@ import numpy as np
 from benchmarks.corpus import TAGS, digits, prose, source_lines
 from services.optimization.data import Data
 from services.optimization.evaluation.metrics import Metric
-from services.optimization.execution import Execution, Plan, execute
+from services.optimization.execution import Execution, execute
+from services.optimization.plan import Plan
 from services.optimization.recipe import Gates, Recipe, Step
 from services.optimization.report import Candidate, Verdict
 from services.optimization.spec import DataSource

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from services.optimization.evaluation.footprint import Footprint
-from services.optimization.execution import Execution, Plan, execute
+from services.optimization.execution import Execution, execute
+from services.optimization.plan import Plan
 from services.optimization.recipe import Recipe, Step
 from services.optimization.techniques import Model
 from services.repository.manifest import Task

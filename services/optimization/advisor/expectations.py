@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from services.optimization.advisor.guess import Guess, Loss, Prior
 from services.optimization.advisor.learning import Belief
-from services.optimization.advisor.observation import INTERVAL_SPREADS, MEASURED_SPREAD, Context, Observation
+from services.optimization.advisor.observation import BOUND_SPREADS, INTERVAL_SPREADS, MEASURED_SPREAD, Context, Observation
 from services.optimization.advisor.rung import Rung, Trial
 from services.optimization.report import Interval
 
@@ -14,7 +14,6 @@ from services.optimization.report import Interval
 _TRAINED_DISAGREES, _QUANTIZED_DISAGREES = 0.1, 0.02
 _TRAINING_SPREAD = 0.01  # of the loss of what is trained, whatever judges it: students have been seen to gain, too
 _REPEATED = 0.3  # of the spread by the examples, that is left where the same recipe is made again
-_BOUND = INTERVAL_SPREADS / 2  # standard deviations from an estimate to its bound
 
 
 class Expectations:
@@ -50,7 +49,7 @@ class Expectations:
         """How far the worse bound of its loss is going to lie from the estimate: the gates judge by that bound."""
         known = self._belief.known_loss(rung.parts)
         if known is not None:
-            return _BOUND * known.spread
+            return BOUND_SPREADS * known.spread
         return self._doubt(is_trained=bool(rung.training)) if self._is_lossy(rung.parts) else 0.0
 
     def _doubt(self, *, is_trained: bool) -> float:
@@ -59,7 +58,7 @@ class Expectations:
         if losses:
             return statistics.median(loss.high - loss.estimate for loss in losses)
         share = _TRAINED_DISAGREES if is_trained else _QUANTIZED_DISAGREES
-        return _BOUND * math.sqrt(share / self._counted) if self._counted else 0.0
+        return BOUND_SPREADS * math.sqrt(share / self._counted) if self._counted else 0.0
 
     def _is_lossy(self, parts: Iterable[str]) -> bool:
         """Whether a model with them may answer otherwise than without: an exported one does not."""
@@ -92,8 +91,8 @@ class Expectations:
     def _unseen(self, rung: Rung, changed: Sequence[str]) -> Loss:
         """What chance adds to the loss of a model that differs by these parts from what was measured."""
         if rung.training and rung.training in changed:
-            return Loss(0.0, 0.0, math.hypot(self._doubt(is_trained=True) / _BOUND, _TRAINING_SPREAD))
-        return Loss(0.0, 0.0, self._doubt(is_trained=False) / _BOUND if self._is_lossy(changed) else 0.0)
+            return Loss(0.0, 0.0, math.hypot(self._doubt(is_trained=True) / BOUND_SPREADS, _TRAINING_SPREAD))
+        return Loss(0.0, 0.0, self._doubt(is_trained=False) / BOUND_SPREADS if self._is_lossy(changed) else 0.0)
 
     def _closest(self, rung: Rung, told: Callable[[Trial], bool]) -> Trial | None:
         """The trial of the most of its parts, that has what is asked for."""

@@ -8,7 +8,8 @@ from services.optimization.advisor.rung import Trial
 from services.repository.manifest import Frozen
 
 MEASURED_SPREAD = 0.05  # of the logarithm of a speed-up that was measured in a short run
-INTERVAL_SPREADS = 3.92  # standard deviations between the bounds of a 95 % interval
+BOUND_SPREADS = 1.96  # standard deviations from an estimate to a bound of its 95 % interval
+INTERVAL_SPREADS = 2 * BOUND_SPREADS
 
 
 class Context(Frozen):

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 
 from services.optimization.advisor.guess import Guess
+from services.optimization.advisor.observation import BOUND_SPREADS
 from services.optimization.report import Interval
 
 _SURE = 0.9  # chance to meet the target in the final run, from which on nothing faster is looked for
-_BOUND = 1.96  # standard deviations from an estimate to a bound of its 95 % interval
 _LEAST_MORE, _MOST_DOUBTED = 1.02, 1.25  # times as fast by itself, that something has to be to do better than a doubtful one
 _LEAST_SHARE = 1e-3  # of the estimate, that a lower bound is taken for
 
@@ -25,7 +25,7 @@ class ServedRun:
 
         The final estimate varies as this one did, and its bound lies as far below it.
         """
-        return Guess(self._low / self.own, math.sqrt(2) * self._doubt / _BOUND)
+        return Guess(self._low / self.own, math.sqrt(2) * self._doubt / BOUND_SPREADS)
 
     def is_sure_of(self, target: float, own: float) -> bool:
         """For what is so fast by itself."""

@@ -1,7 +1,6 @@
 """The serving of a search: a candidate beside the original, through a service of their own, or the reason why not."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,7 +9,7 @@ import structlog
 from services.optimization.advisor.goal import Goal
 from services.optimization.advisor.serving.served import ServedAdvice
 from services.optimization.advisor.serving.trial import TrialFailed
-from services.optimization.advisor.serving.tune import Wanted, serve_and_compare, serve_and_tune
+from services.optimization.advisor.serving.tune import ServedPair, Wanted
 from services.optimization.examples import Examples
 from services.optimization.failures import NotEnoughData
 from services.optimization.report import Interval
@@ -31,18 +30,16 @@ class ServingStage:
 
     def quick(self, candidate: Model, seconds: float) -> Interval | None:
         """The speed-up through the service with the default settings; None where that cannot be tried."""
-        return self._tried(serve_and_compare, candidate, self._wanted(seconds))
+        return self._tried(ServedPair.compare, candidate, seconds)
 
     def whole(self, candidate: Model, seconds: float, say: Callable[[str], None]) -> ServedAdvice | None:
         """With the settings searched; None where it cannot be tried, which `note` explains."""
-        return self._tried(partial(serve_and_tune, say=say), candidate, self._wanted(seconds))
+        return self._tried(lambda pair: pair.tune(say), candidate, seconds)
 
-    def _wanted(self, seconds: float) -> Wanted:
-        return Wanted(self.goal.preset.objective, seconds, self.goal.resolved.max_p99_ms, self._seed)
-
-    def _tried(self, serve: Callable[..., _Found], candidate: Model, wanted: Wanted) -> _Found | None:
+    def _tried(self, serve: Callable[[ServedPair], _Found], candidate: Model, seconds: float) -> _Found | None:
+        wanted = Wanted(self.goal.preset.objective, seconds, self.goal.resolved.max_p99_ms, self._seed)
         try:
-            return serve(self._original, candidate, self._examples, self.goal.served_traffic, wanted, self._scratch)
+            return serve(ServedPair(self._original, candidate, self._examples, self.goal.served_traffic, wanted, self._scratch))
         except (TrialFailed, NotEnoughData) as error:
             self.note = f"serving could not be tried: {error}"
             log.warning("serving could not be tried", reason=str(error))

@@ -13,8 +13,9 @@ from services.optimization.advisor.observation import Context
 from services.optimization.advisor.scenarios import Scenario, Targets
 from services.optimization.advisor.search import HOPELESS
 from services.optimization.data import Data
-from services.optimization.execution import Execution, Plan, execute
+from services.optimization.execution import Execution, execute
 from services.optimization.folder import size_bytes
+from services.optimization.plan import Plan
 from services.optimization.recipe import Gates, Objective, Recipe, Step
 from services.optimization.report import Verdict
 from services.optimization.spec import DataSource

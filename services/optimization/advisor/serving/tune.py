@@ -56,59 +56,41 @@ class Wanted:
     seed: int = 0
 
 
-def serve_and_tune(
-    original: Model,
-    candidate: Model,
-    examples: Examples,
-    traffic: Traffic,
-    wanted: Wanted,
-    scratch: Path,
-    *,
-    environment: Mapping[str, str] = os.environ,
-    say: Say = lambda message: None,
-) -> ServedAdvice:
-    """Serves both on the cores of this process and answers what the service is worth with either, and how to serve the candidate.
+@dataclass(frozen=True)
+class ServedPair:
+    """Two models, served side by side on the cores of this process by a service of their own.
 
     `examples` are asked where the traffic brings no rows; `scratch` exists, on the disk of the models, and is left as it was.
-    Blocks. Raises TrialFailed where serving could not be tried, NotEnoughData where there is nothing to ask.
+    Both methods block, and raise TrialFailed where serving could not be tried, NotEnoughData where there is nothing to ask.
     """
-    with _session(original, candidate, examples, traffic, wanted, scratch, environment, say) as session:
-        session.choose_turns(_TURNS, 2 * _MOST_MEASURED)
-        return session.conclude(session.search())
 
+    original: Model
+    candidate: Model
+    examples: Examples
+    traffic: Traffic
+    wanted: Wanted
+    scratch: Path
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
-def serve_and_compare(
-    original: Model,
-    candidate: Model,
-    examples: Examples,
-    traffic: Traffic,
-    wanted: Wanted,
-    scratch: Path,
-    *,
-    environment: Mapping[str, str] = os.environ,
-) -> Interval:
-    """How many times as many rows a second the service answers with the candidate, its settings being the defaults; else as above."""
-    with _session(original, candidate, examples, traffic, wanted, scratch, environment) as session:
-        session.choose_turns(_COMPARED * _MOST_ROUNDS, _COMPARED)
-        return session.compare()
+    def tune(self, say: Say = lambda message: None) -> ServedAdvice:
+        """What the service is worth with either, and how to serve the candidate."""
+        with self._session(say) as session:
+            session.choose_turns(_TURNS, 2 * _MOST_MEASURED)
+            return session.conclude(session.search())
 
+    def compare(self) -> Interval:
+        """How many times as many rows a second the service answers with the candidate, its settings being the defaults."""
+        with self._session() as session:
+            session.choose_turns(_COMPARED * _MOST_ROUNDS, _COMPARED)
+            return session.compare()
 
-@contextmanager
-def _session(
-    original: Model,
-    candidate: Model,
-    examples: Examples,
-    traffic: Traffic,
-    wanted: Wanted,
-    scratch: Path,
-    environment: Mapping[str, str],
-    say: Say = lambda message: None,
-) -> Iterator["_Session"]:
-    begun = time.monotonic()
-    material = material_of(traffic, candidate.folder, candidate.signature, examples, wanted.seed)
-    with trial_service(scratch, environment) as service:
-        player = Player(service, material, calls_for(material, candidate.signature.task), wanted.seed)
-        yield _Session(service, player, material, original, candidate, traffic, wanted, begun, say)
+    @contextmanager
+    def _session(self, say: Say = lambda message: None) -> Iterator["_Session"]:
+        begun, seed = time.monotonic(), self.wanted.seed
+        material = material_of(self.traffic, self.candidate.folder, self.candidate.signature, self.examples, seed)
+        with trial_service(self.scratch, self.environment) as service:
+            player = Player(service, material, calls_for(material, self.candidate.signature.task), seed)
+            yield _Session(service, player, material, self.original, self.candidate, self.traffic, self.wanted, begun, say)
 
 
 @dataclass

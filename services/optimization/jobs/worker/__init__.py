@@ -17,10 +17,11 @@ from pydantic import Field
 from services.optimization import folder
 from services.optimization.advisor.advice import Advice
 from services.optimization.environment import describe
-from services.optimization.execution import Execution, Plan, execute
+from services.optimization.execution import Execution, execute
 from services.optimization.failures import FailureClass, OptimizationFailure
 from services.optimization.jobs.exhaustion import disk_is_full, memory_is_full
 from services.optimization.making import Progress
+from services.optimization.plan import Plan
 from services.optimization.remembered import Remembered
 from services.optimization.remembered.link import Link
 from services.optimization.report import Measurement, Report

@@ -18,7 +18,7 @@ from services.optimization.advisor.serving.material import material_of
 from services.optimization.advisor.serving.replay import Player, Subject
 from services.optimization.advisor.serving.traffic import Traffic
 from services.optimization.advisor.serving.trial import TrialFailed, TrialService, trial_service
-from services.optimization.advisor.serving.tune import Wanted, serve_and_compare, serve_and_tune
+from services.optimization.advisor.serving.tune import ServedPair, Wanted
 from services.optimization.examples import Examples
 from services.optimization.recipe import Objective
 from services.optimization.techniques import Model
@@ -160,7 +160,7 @@ def test_the_whole_of_it(tmp_path: Path, slow: Model, fast: Model) -> None:
     traffic = Traffic(rate=40, callers=4)
     said: list[str] = []
     wanted = Wanted(Objective.THROUGHPUT, seconds=1)
-    served = serve_and_tune(slow, fast, EXAMPLES, traffic, wanted, tmp_path, environment=QUICK, say=said.append)
+    served = ServedPair(slow, fast, EXAMPLES, traffic, wanted, tmp_path, QUICK).tune(said.append)
     assert served.speedup.low > 1
     assert served.candidate == served.candidate_default
     assert served.candidate.rows_per_second.estimate > served.original.rows_per_second.estimate
@@ -177,6 +177,6 @@ def test_the_whole_of_it(tmp_path: Path, slow: Model, fast: Model) -> None:
 def test_a_comparison_alone(tmp_path: Path, slow: Model, fast: Model) -> None:
     """Of the closed loop, whatever the traffic's rate: at a rate that both keep up with, neither is faster."""
     wanted = Wanted(seconds=1)
-    found = serve_and_compare(slow, fast, EXAMPLES, Traffic(rate=5, callers=4), wanted, tmp_path, environment=QUICK)
+    found = ServedPair(slow, fast, EXAMPLES, Traffic(rate=5, callers=4), wanted, tmp_path, QUICK).compare()
     assert found.low > 1
     assert list(tmp_path.iterdir()) == []
