@@ -65,7 +65,7 @@ class _Run:
     infeasible: dict[str, str] = field(default_factory=dict)
 
     def make_all(self, start: float = 0.0) -> None:
-        """Progress begins at `start`. Raises BudgetExceeded when the time was over before anything was made."""
+        """Progress begins at `start`. Raises BudgetExceeded when the time was over before anything of what there is to make was made."""
         for index, recipe in enumerate(self.recipes):
             width = (_OPTIMIZED - start) / len(self.recipes)
             begin = start + width * index
@@ -74,7 +74,7 @@ class _Run:
             except INFEASIBLE as failure:
                 raise_when_exhausted(failure)
                 self.infeasible[recipe.name] = str(failure)
-        if not self.made and self.maker.is_late:
+        if self.recipes and not self.made and self.maker.is_late:  # a search that found nothing to make says why itself
             raise BudgetExceeded("the job's time was over before a candidate was made")
 
     def compare_all(self, comparison: Comparison) -> None:

@@ -1,5 +1,6 @@
 """Whole searches on a real model with one layer; nothing here depends on which recipe is faster."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def of_texts(texts: list[str]) -> Data:
     return Data(source=DataSource(texts=tuple(texts)))
 
 
-def run(root: Path, goal: Goal, told: list[Advice] | None = None) -> Execution:
+def run(root: Path, goal: Goal, told: list[Advice] | None = None, seconds: float | None = None) -> Execution:
     plan = Plan(
         goal=goal,
         evaluation=of_texts(TEXTS[:40]),
@@ -46,6 +47,7 @@ def run(root: Path, goal: Goal, told: list[Advice] | None = None) -> Execution:
         root / "scratch",
         root / "kept",
         lambda *_, **__: None,
+        deadline=None if seconds is None else time.monotonic() + seconds,
         told=advices.append,
     )
 
@@ -73,8 +75,10 @@ def test_a_size_is_reached_and_what_was_tried_is_told(root: Path) -> None:
     assert size_bytes(found.chosen_folder) == chosen.measurement.size_bytes
 
 
-def test_what_cannot_be_reached_ends_with_reasons(root: Path) -> None:
-    found = run(root, Goal(targets=Targets(min_speedup=500.0)))
+@pytest.mark.parametrize("seconds", [None, 0.1], ids=["in time", "late"])
+def test_what_cannot_be_reached_ends_with_reasons(root: Path, seconds: float | None) -> None:
+    """Late or not: nothing was to be made, so that no time was lacking."""
+    found = run(root, Goal(targets=Targets(min_speedup=500.0)), seconds=seconds)
     advice = Advice.model_validate(found.report.advice)
     assert not advice.is_target_met
     assert "likely" in advice.stopped_because
